@@ -1,0 +1,223 @@
+//! What a node says to its coordinator and what it is answered. All paths are under `/api/v1`.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NetworkId, NodeId, NodeName, Tag, UserId, UserName};
+use crate::key::{CoordinatorKey, MachineKey, NodeKey, Signature};
+use crate::netmap::Revision;
+use crate::share::HostOffers;
+
+/// `GET`, no proof: who this coordinator is and a first nonce (in the [`crate::request::NONCE_HEADER`]).
+pub const PATH_IDENTITY: &str = "/api/v1/identity";
+/// `POST` [`RegisterRequest`] → [`RegisterResponse`]; signed by the machine key, which need not be known yet.
+pub const PATH_REGISTER: &str = "/api/v1/register";
+/// `GET ?epoch=E&version=V` → a stream of map lines ([`crate::netmap::MapFrame`]); signed.
+pub const PATH_MAP: &str = "/api/v1/map";
+/// `POST` [`NodeUpdate`] → 204; signed.
+pub const PATH_UPDATE: &str = "/api/v1/node/update";
+/// `POST` [`Beat`] → 204; signed. Hosts send it each second, so that a silently dead one is noticed.
+pub const PATH_BEAT: &str = "/api/v1/node/beat";
+/// `POST` [`RotateRequest`] → 204; signed.
+pub const PATH_ROTATE: &str = "/api/v1/node/rotate";
+/// `POST`, no body → 204; signed: the node leaves for good and its address is retired.
+pub const PATH_LOGOUT: &str = "/api/v1/node/logout";
+
+/// The content type of a map stream.
+pub const MAP_CONTENT_TYPE: &str = "application/x-proxima-map";
+
+/// A heartbeat frame is sent when nothing else was for this long; two missed ones mean that the stream is dead.
+pub const HEARTBEAT_MS: u64 = 15_000;
+/// A host sends a beat this often while it shares.
+pub const BEAT_MS: u64 = 1_000;
+/// A host without a beat for this long is offline.
+pub const BEAT_DEADLINE_MS: u64 = 3_000;
+
+/// Who a coordinator is. The signature proves that it holds the key, for those who came by a public certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Identity {
+    /// The key that signs maps.
+    pub coordinator_key: CoordinatorKey,
+    /// The mesh that it coordinates.
+    pub network_id: NetworkId,
+    /// The protocol version it speaks ([`crate::PROTOCOL_VERSION`]).
+    pub protocol_version: u32,
+    /// Its program version.
+    pub version: String,
+}
+
+/// A node asks to be let in, or back in.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RegisterRequest {
+    /// The secret of the auth key ([`crate::auth_key::AuthKey::secret_text`]); absent when the machine is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_secret: Option<String>,
+    /// The node's tunnel key.
+    pub node_key: NodeKey,
+    /// The machine key's signature over it.
+    pub node_key_signature: Signature,
+    /// The machine's host name; the coordinator makes a free node name out of it.
+    pub hostname: String,
+    /// Such as `linux`.
+    pub os: String,
+    /// Program version of the node.
+    pub version: String,
+}
+
+impl std::fmt::Debug for RegisterRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegisterRequest")
+            .field(
+                "auth_secret",
+                &self.auth_secret.as_ref().map(|_| "[redacted]"),
+            )
+            .field("node_key", &self.node_key)
+            .field("hostname", &self.hostname)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RegisterResponse {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Its owner.
+    pub user: UserId,
+    /// Its owner's name.
+    pub user_name: UserName,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: Vec<Tag>,
+    /// The mesh.
+    pub network_id: NetworkId,
+    /// The key that signs the mesh's maps.
+    pub coordinator_key: CoordinatorKey,
+}
+
+/// What changed at a node. What is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeUpdate {
+    /// Where it may be reached on the underlay, best first, at most [`N_ENDPOINTS_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+    pub endpoints: Option<Vec<SocketAddr>>,
+    /// What it shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offers: Option<HostOffers>,
+}
+
+/// The most endpoints of a node that are kept.
+pub const N_ENDPOINTS_MAX: usize = 16;
+
+/// A host lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Beat {
+    /// The map revision that the host has, for seeing how far nodes are behind.
+    pub revision: Revision,
+}
+
+/// A node changes its tunnel key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotateRequest {
+    /// The new key.
+    pub node_key: NodeKey,
+    /// The machine key's signature over it.
+    pub node_key_signature: Signature,
+}
+
+/// The body of every error answer of the coordinator and of `meshd`'s control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ErrorDetail {
+    /// Stable and documented, for programs: one of [`code`].
+    pub code: String,
+    /// For people: what happened and what to do.
+    pub message: String,
+}
+
+impl ErrorBody {
+    /// Builds the body.
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            error: ErrorDetail {
+                code: code.to_owned(),
+                message: message.into(),
+            },
+        }
+    }
+}
+
+/// The stable error codes.
+pub mod code {
+    /// The body or a parameter is not what the route takes.
+    pub const BAD_REQUEST: &str = "bad_request";
+    /// The auth key is not one of this coordinator's.
+    pub const AUTH_KEY_UNKNOWN: &str = "auth_key_unknown";
+    /// The auth key was for one use, and was used.
+    pub const AUTH_KEY_SPENT: &str = "auth_key_spent";
+    /// The auth key's time is over.
+    pub const AUTH_KEY_EXPIRED: &str = "auth_key_expired";
+    /// The auth key was withdrawn.
+    pub const AUTH_KEY_REVOKED: &str = "auth_key_revoked";
+    /// The machine is not registered (any more): it needs an auth key.
+    pub const NOT_REGISTERED: &str = "not_registered";
+    /// The node's key expired: it must log in again or rotate.
+    pub const NODE_EXPIRED: &str = "node_expired";
+    /// The proof of a request is missing, wrong or made with an old nonce; the answer carries a fresh one.
+    pub const BAD_PROOF: &str = "bad_proof";
+    /// The nonce is unknown or used; sign again with the one in this answer.
+    pub const BAD_NONCE: &str = "bad_nonce";
+    /// An API key is missing or wrong.
+    pub const UNAUTHORIZED: &str = "unauthorized";
+    /// Not allowed to this caller.
+    pub const FORBIDDEN: &str = "forbidden";
+    /// No such thing.
+    pub const NOT_FOUND: &str = "not_found";
+    /// The name or thing exists already.
+    pub const CONFLICT: &str = "conflict";
+    /// Too many requests or failed attempts; wait.
+    pub const RATE_LIMITED: &str = "rate_limited";
+    /// The address pool is used up.
+    pub const POOL_EXHAUSTED: &str = "pool_exhausted";
+    /// The store cannot write (disk full, unreachable); nothing was lost, try again.
+    pub const UNAVAILABLE: &str = "unavailable";
+    /// A fault of the program.
+    pub const INTERNAL: &str = "internal";
+    /// The daemon is not joined to a mesh.
+    pub const NEEDS_LOGIN: &str = "needs_login";
+    /// Waited as long as asked, and it did not come.
+    pub const TIMEOUT: &str = "timeout";
+    /// Policy forbids it.
+    pub const REFUSED: &str = "refused";
+}
+
+/// What binds a node key to its machine: the message is the raw node key ([`crate::key::Purpose::NodeKey`]).
+///
+/// # Errors
+/// [`crate::key::KeyError`] when the machine key did not sign this node key.
+pub fn verify_node_key(
+    machine_key: &MachineKey,
+    node_key: &NodeKey,
+    signature: &Signature,
+) -> Result<(), crate::key::KeyError> {
+    machine_key.verify(crate::key::Purpose::NodeKey, node_key.as_bytes(), signature)
+}

@@ -1,0 +1,196 @@
+//! What hosts share: models, the hardware behind them, and with whom.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::id::{UserId, UserName, text_form};
+
+/// All that one host shares. Sent whole on each change; an empty `models` means that it shares nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HostOffers {
+    /// The models, sorted by name, one entry a name.
+    #[serde(default)]
+    pub models: Vec<Offer>,
+    /// The GPUs of the host; empty when it has none or hides them.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
+    /// Who may use them.
+    #[serde(default)]
+    pub audience: Audience,
+    /// How many requests the host works on at once.
+    #[serde(default)]
+    pub n_slots: u32,
+}
+
+/// The most models that a host may offer; a longer list is cut by the host and refused by the coordinator.
+pub const N_MODELS_MAX: usize = 1024;
+
+/// With whom a host shares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Audience {
+    /// Every node of the mesh.
+    #[default]
+    Everyone,
+    /// The nodes of the host's own user alone.
+    Mine,
+    /// The host's own user and the named ones.
+    Users(Vec<UserName>),
+}
+
+impl Audience {
+    /// Whether a node of `guest` may use what a host of `owner` shares.
+    #[must_use]
+    pub fn admits(&self, owner: UserId, guest: UserId, guest_name: &UserName) -> bool {
+        owner == guest
+            || match self {
+                Self::Everyone => true,
+                Self::Mine => false,
+                Self::Users(names) => names.contains(guest_name),
+            }
+    }
+}
+
+/// One model on one host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Offer {
+    /// The exact name on the host, `llama3.2:1b`.
+    pub model: String,
+    /// SHA-256 of the manifest; equal digests are equal files. Absent where the backend knows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// Which API the backend speaks.
+    pub api: BackendApi,
+    /// Size of the files in bytes; 0 when unknown.
+    #[serde(default)]
+    pub size_bytes: u64,
+    /// Such as `llama`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub family: String,
+    /// Such as `1.2B`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub parameter_size: String,
+    /// Such as `Q4_K_M`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub quantization: String,
+    /// Tokens; 0 when unknown.
+    #[serde(default)]
+    pub context_length: u64,
+    /// Such as `completion`, `tools`, `embedding`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// Whether the backend holds it in memory.
+    #[serde(default)]
+    pub is_loaded: bool,
+    /// When the files changed, as the backend says it (RFC 3339); empty when unknown.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub modified_at: String,
+}
+
+/// The API that a host's backend speaks by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum BackendApi {
+    /// Ollama's own, and OpenAI's beside it.
+    Ollama,
+    /// OpenAI's alone.
+    OpenAi,
+}
+
+/// SHA-256 of a model's manifest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
+pub struct Digest([u8; 32]);
+
+/// The text is no SHA-256 digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a digest must be 64 hexadecimal characters, with or without `sha256:` in front")]
+pub struct DigestError;
+
+impl Digest {
+    /// Takes the raw digest.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 64 hexadecimal digits.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        data_encoding::HEXLOWER.encode(&self.0)
+    }
+
+    /// The first 12 digits, as `ollama ls` prints and `<id12>.id.proxima` takes them.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let mut hex = self.hex();
+        hex.truncate(12);
+        hex
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        let bytes = data_encoding::HEXLOWER_PERMISSIVE
+            .decode(hex.as_bytes())
+            .map_err(|_| DigestError)?;
+        Ok(Self(bytes.try_into().map_err(|_| DigestError)?))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+text_form!(Digest);
+
+/// One GPU, as NVML tells. Everything but the name may be unsupported on a card.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Gpu {
+    /// Such as `NVIDIA GeForce RTX 4090`.
+    pub name: String,
+    /// NVML's unique id; kept on the host and not sent to others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Bytes of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_total_bytes: Option<u64>,
+    /// Bytes of memory in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_used_bytes: Option<u64>,
+    /// Percent of the last sample period in which a kernel ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utilization_percent: Option<u32>,
+    /// Degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_celsius: Option<u32>,
+    /// Milliwatts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_milliwatts: Option<u32>,
+    /// Driver version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// CUDA version of the driver, `13.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<String>,
+    /// Whether the card is cut into instances (MIG).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_mig: Option<bool>,
+}

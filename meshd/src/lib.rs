@@ -1,0 +1,16 @@
+//! The node daemon: joins the mesh, moves packets, answers names, and opens the door to shared models.
+#![forbid(unsafe_code)]
+
+pub mod catalog;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod dataplane;
+pub mod dns;
+pub mod gateway;
+pub mod inventory;
+pub mod local;
+pub mod metrics;
+pub mod os;
+pub mod state_dir;
+pub mod view;
