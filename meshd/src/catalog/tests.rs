@@ -1,0 +1,1 @@
+//! The naming rules over real catalogues.
