@@ -7,6 +7,8 @@
 
 export PATH := $(CURDIR)/.tools/venv/bin:$(CURDIR)/.tools/bin:$(PATH):/usr/sbin:/sbin
 export CARGO_TERM_COLOR ?= never
+# Tests return their errors; a backtrace through the test harness only hides the words.
+export RUST_LIB_BACKTRACE ?= 0
 
 # One set of flags everywhere: with --all-targets, features are the same for programs and tests, so nothing is built twice.
 ALL := --workspace --all-targets --locked
