@@ -23,7 +23,8 @@ use crate::control::{ControlError, ControlEvent};
 use crate::dataplane::DataplaneInput;
 use crate::inventory::{Inventory, ShareConfig};
 use crate::local::{LocalError, LocalServer};
-use crate::os::Changes;
+use crate::os::linux::links::Changes;
+use crate::os::linux::names;
 use crate::state_dir::{Membership, StateDir};
 use crate::view::{Liveness, View};
 
@@ -65,7 +66,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     crate::metrics::install();
     let state = StateDir::open(&config.state_dir)?;
     let server = LocalServer::bind(&config.socket).with_context(|| format!("control socket {}", config.socket.display()))?;
-    crate::os::undo_leftovers(&state.path(crate::os::JOURNAL)).await;
+    names::undo_leftovers(&names::System::host(state.root())).await;
     let (commands, commands_rx) = mpsc::channel(N_COMMANDS);
     let mut daemon = Daemon::new(config, state, commands_rx)?;
     let api = Arc::new(Api::new(commands, daemon.run_state.subscribe(), daemon.view.subscribe(), Arc::clone(&daemon.liveness)));
@@ -102,7 +103,7 @@ impl Daemon {
         let settings = state.settings()?;
         let share = watch::Sender::new(state.share()?);
         let inventory = Inventory::start(share.subscribe());
-        let changes = Changes::watch().inspect_err(|err| tracing::warn!(%err, "cannot watch the network")).ok();
+        let changes = Changes::listen(None).inspect_err(|err| tracing::warn!(%err, "cannot watch the network")).ok();
         Ok(Self {
             run_state: watch::Sender::new(RunState::NeedsLogin),
             view: watch::Sender::new(None),
@@ -244,7 +245,6 @@ impl Daemon {
             view: &self.view,
             liveness: &self.liveness,
             inventory: &self.inventory,
-            share: &self.share,
         };
         session.publish_view(&self.view, &self.settings, &self.inventory.offers.borrow());
         match session.use_map(&parts).await {

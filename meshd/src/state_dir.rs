@@ -126,9 +126,13 @@ impl StateDir {
         }
     }
 
-    /// A file in the directory that another part of the daemon keeps.
+    /// The directory, for parts of the daemon that keep files of their own in it.
     #[must_use]
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
