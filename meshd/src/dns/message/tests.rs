@@ -18,10 +18,11 @@ fn query() -> Message {
 }
 
 fn question(message: &Message, transport: Transport) -> Question {
-    match receive(&message.to_vec().unwrap(), transport) {
-        Received::Question(question) => *question,
-        other => panic!("{other:?}"),
-    }
+    let received = receive(&message.to_vec().unwrap(), transport);
+    let Received::Question(question) = received else {
+        panic!("{received:?}")
+    };
+    *question
 }
 
 fn long_reply(n: usize) -> Reply {
@@ -63,9 +64,12 @@ fn responses_and_strange_questions_get_no_answer() {
 
 #[test]
 fn other_operations_and_versions_are_refused() {
-    let refusal = |message: &Message| match receive(&message.to_vec().unwrap(), Transport::Udp) {
-        Received::Refused(bytes) => Message::from_vec(&bytes).unwrap(),
-        other => panic!("{other:?}"),
+    let refusal = |message: &Message| {
+        let received = receive(&message.to_vec().unwrap(), Transport::Udp);
+        let Received::Refused(bytes) = received else {
+            panic!("{received:?}")
+        };
+        Message::from_vec(&bytes).unwrap()
     };
     let mut update = query();
     update.metadata.op_code = OpCode::Update;
