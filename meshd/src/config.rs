@@ -68,7 +68,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] when it cannot be read or understood.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let (path, is_named) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
+        let (path, is_named) =
+            path.map_or_else(|| (Path::new(DEFAULT_PATH), false), |path| (path, true));
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).map_err(|message| ConfigError::Invalid {
                 path: path.to_owned(),

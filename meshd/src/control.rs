@@ -48,7 +48,9 @@ pub enum ControlError {
         message: String,
     },
     /// The answer makes no sense.
-    #[error("the coordinator at {url} gave an answer that this version does not understand: {reason}")]
+    #[error(
+        "the coordinator at {url} gave an answer that this version does not understand: {reason}"
+    )]
     BadReply {
         /// The URL.
         url: String,
@@ -60,8 +62,14 @@ pub enum ControlError {
 impl ControlError {
     fn refused(body: &[u8], status: http::StatusCode) -> Self {
         match serde_json::from_slice::<ErrorBody>(body) {
-            Ok(body) => Self::Refused { code: body.error.code, message: body.error.message },
-            Err(_) => Self::Refused { code: code::INTERNAL.to_owned(), message: format!("the coordinator says {status}") },
+            Ok(body) => Self::Refused {
+                code: body.error.code,
+                message: body.error.message,
+            },
+            Err(_) => Self::Refused {
+                code: code::INTERNAL.to_owned(),
+                message: format!("the coordinator says {status}"),
+            },
         }
     }
 
@@ -69,7 +77,9 @@ impl ControlError {
     #[must_use]
     pub fn needs_person(&self) -> bool {
         match self {
-            Self::Refused { code, .. } => [code::NOT_REGISTERED, code::NODE_EXPIRED].contains(&code.as_str()),
+            Self::Refused { code, .. } => {
+                [code::NOT_REGISTERED, code::NODE_EXPIRED].contains(&code.as_str())
+            }
             Self::Unreachable { .. } | Self::Impostor { .. } | Self::BadReply { .. } => false,
         }
     }

@@ -34,6 +34,8 @@ use session::Session;
 
 /// Commands that wait for the loop.
 const N_COMMANDS: usize = 64;
+/// How often metrics are folded.
+const UPKEEP: Duration = Duration::from_secs(15);
 /// A join, logout or rotation must end within this.
 const TALK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -42,11 +44,12 @@ const TALK_TIMEOUT: Duration = Duration::from_secs(30);
 enum Input {
     Command(Command),
     Control(ControlEvent),
-    Dataplane(Option<DataplaneInput>),
+    Dataplane(anyhow::Result<DataplaneInput>),
     Talked(Talk),
     Offers,
     Network,
     Deadline,
+    Upkeep,
     Shutdown,
 }
 
@@ -65,16 +68,21 @@ enum Talk {
 pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
     crate::metrics::install();
     let state = StateDir::open(&config.state_dir)?;
-    let server = LocalServer::bind(&config.socket).with_context(|| format!("control socket {}", config.socket.display()))?;
+    let server = LocalServer::bind(&config.socket)
+        .with_context(|| format!("control socket {}", config.socket.display()))?;
     names::undo_leftovers(&names::System::host(state.root())).await;
     let (commands, commands_rx) = mpsc::channel(N_COMMANDS);
     let mut daemon = Daemon::new(config, state, commands_rx)?;
-    let api = Arc::new(Api::new(commands, daemon.run_state.subscribe(), daemon.view.subscribe(), Arc::clone(&daemon.liveness)));
+    let api = Arc::new(Api::new(
+        commands,
+        daemon.run_state.subscribe(),
+        daemon.view.subscribe(),
+        Arc::clone(&daemon.liveness),
+    ));
     let serving = tokio::spawn(server.run(api, cancel.clone()));
     let outcome = daemon.run(cancel.clone()).await;
     cancel.cancel();
     daemon.stop_session().await;
-    daemon.inventory.stop().await;
     serving.await.context("the control socket's task broke")?;
     outcome
 }
@@ -91,6 +99,7 @@ struct Daemon {
     liveness: Arc<Liveness>,
     inventory: Inventory,
     changes: Option<Changes>,
+    upkeep: tokio::time::Interval,
     session: Option<Session>,
     /// The talk under way and who waits for it; one at a time.
     talk: Option<(tokio::task::JoinHandle<Talk>, Answer<()>)>,
@@ -99,11 +108,17 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(config: Config, state: StateDir, commands: mpsc::Receiver<Command>) -> anyhow::Result<Self> {
+    fn new(
+        config: Config,
+        state: StateDir,
+        commands: mpsc::Receiver<Command>,
+    ) -> anyhow::Result<Self> {
         let settings = state.settings()?;
         let share = watch::Sender::new(state.share()?);
         let inventory = Inventory::start(share.subscribe());
-        let changes = Changes::listen(None).inspect_err(|err| tracing::warn!(%err, "cannot watch the network")).ok();
+        let changes = Changes::listen(None)
+            .inspect_err(|err| tracing::warn!(%err, "cannot watch the network"))
+            .ok();
         Ok(Self {
             run_state: watch::Sender::new(RunState::NeedsLogin),
             view: watch::Sender::new(None),
@@ -118,6 +133,7 @@ impl Daemon {
             share,
             inventory,
             changes,
+            upkeep: tokio::time::interval(UPKEEP),
         })
     }
 
@@ -134,12 +150,14 @@ impl Daemon {
                 Input::Shutdown => return Ok(()),
                 Input::Command(command) => self.on_command(command).await,
                 Input::Control(event) => self.on_control(event).await?,
-                Input::Dataplane(Some(input)) => self.on_dataplane(input),
-                Input::Dataplane(None) => anyhow::bail!("the data plane broke"),
+                Input::Dataplane(input) => {
+                    self.on_dataplane(input.context("the data plane broke")?)
+                }
                 Input::Talked(talk) => self.on_talked(talk).await,
                 Input::Offers => self.on_offers(),
                 Input::Network => self.on_network().await,
                 Input::Deadline => self.on_deadline(),
+                Input::Upkeep => crate::metrics::upkeep(),
             }
             self.drain();
         }
@@ -148,13 +166,19 @@ impl Daemon {
     async fn next_input(&mut self, cancel: &CancellationToken) -> Input {
         let deadline = self.session.as_ref().and_then(Session::deadline);
         let (events, dataplane) = match &mut self.session {
-            Some(session) => (Some(&mut session.events), session.overlay.as_mut().map(|overlay| &mut overlay.dataplane)),
+            Some(session) => (
+                Some(&mut session.events),
+                session
+                    .overlay
+                    .as_mut()
+                    .map(|overlay| &mut overlay.dataplane),
+            ),
             None => (None, None),
         };
         tokio::select! {
             biased;
             () = cancel.cancelled() => Input::Shutdown,
-            input = maybe(dataplane, async |dataplane| dataplane.recv().await) => Input::Dataplane(input),
+            input = maybe(dataplane, async |dataplane| dataplane.poll().await) => Input::Dataplane(input),
             () = until(deadline) => Input::Deadline,
             Some(event) = maybe(events, async |events| events.recv().await) => Input::Control(event),
             Some(command) = self.commands.recv() => Input::Command(command),
@@ -163,22 +187,33 @@ impl Daemon {
                 Err(err) => Input::Talked(Talk::Joined(Err(ControlError::BadReply { url: String::new(), reason: err.to_string() }))),
             },
             Ok(()) = self.inventory.offers.changed() => Input::Offers,
+            _ = self.upkeep.tick() => Input::Upkeep,
             Some(()) = maybe(self.changes.as_mut(), async |changes| changes.next().await) => Input::Network,
         }
     }
 
     fn on_dataplane(&mut self, input: DataplaneInput) {
         let now = Instant::now();
-        let Some(overlay) = self.session.as_mut().and_then(|session| session.overlay.as_mut()) else { return };
+        let Some(overlay) = self
+            .session
+            .as_mut()
+            .and_then(|session| session.overlay.as_mut())
+        else {
+            return;
+        };
         match input {
-            DataplaneInput::Datagram { from, bytes } => overlay.engine.handle_udp(now, from, &bytes),
+            DataplaneInput::Datagram { from, bytes } => {
+                overlay.engine.handle_udp(now, from, &bytes)
+            }
             DataplaneInput::Plane(event) => overlay.engine.handle_plane(now, event),
         }
     }
 
     fn on_deadline(&mut self) {
         let now = Instant::now();
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         if let Some(overlay) = &mut session.overlay {
             overlay.engine.handle_timeout(now);
         }
@@ -189,7 +224,9 @@ impl Daemon {
 
     /// Carries out what the engine wants after it was told something.
     fn drain(&mut self) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         if session.drain() {
             session.report(&self.inventory.offers.borrow());
         }
@@ -204,17 +241,23 @@ impl Daemon {
     }
 
     async fn on_network(&mut self) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         if session.on_network(Instant::now()).await {
             session.report(&self.inventory.offers.borrow());
         }
     }
 
     async fn on_control(&mut self, event: ControlEvent) -> anyhow::Result<()> {
-        let Some(session) = &mut self.session else { return Ok(()) };
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
         let refused = match &event {
             ControlEvent::Disconnected { error } if error.needs_person() => Some(error.to_string()),
-            ControlEvent::Disconnected { .. } | ControlEvent::Connected { .. } | ControlEvent::Frame { .. } => None,
+            ControlEvent::Disconnected { .. }
+            | ControlEvent::Connected { .. }
+            | ControlEvent::Frame { .. } => None,
         };
         let is_changed = session.on_event(event, &self.state);
         session.report(&self.inventory.offers.borrow());
@@ -237,7 +280,9 @@ impl Daemon {
 
     /// Brings the overlay in line with the map; makes it when there is none.
     async fn use_map(&mut self) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         let parts = overlay::Parts {
             config: &self.config,
             state: &self.state,
@@ -256,7 +301,11 @@ impl Daemon {
             Err(err) => {
                 let message = format!("{err:#}");
                 tracing::error!(err = message, "cannot bring the overlay up");
-                self.trouble = Some(Problem { code: "overlay_failed".to_owned(), message, fix: None });
+                self.trouble = Some(Problem {
+                    code: "overlay_failed".to_owned(),
+                    message,
+                    fix: None,
+                });
                 self.run_state.send_replace(RunState::Starting);
             }
         }
@@ -325,8 +374,15 @@ impl Daemon {
 
     fn on_rotated(&mut self, node_key: &mesh_proto::key::NodePrivateKey) -> Result<(), LocalError> {
         self.state.set_node_key(node_key).map_err(internal)?;
-        if let Some(overlay) = self.session.as_mut().and_then(|session| session.overlay.as_mut()) {
-            overlay.engine.handle_control(Instant::now(), mesh_engine::Update::NodeKey(node_key.clone()));
+        if let Some(overlay) = self
+            .session
+            .as_mut()
+            .and_then(|session| session.overlay.as_mut())
+        {
+            overlay.engine.handle_control(
+                Instant::now(),
+                mesh_engine::Update::NodeKey(node_key.clone()),
+            );
         }
         Ok(())
     }
@@ -354,14 +410,15 @@ fn internal(err: impl Into<anyhow::Error>) -> LocalError {
 fn control_error(err: ControlError) -> LocalError {
     match err {
         ControlError::Refused { code, message } => LocalError::from_wire(&code, message),
-        ControlError::Unreachable { .. } | ControlError::Impostor { .. } | ControlError::BadReply { .. } => {
-            LocalError::new(code::UNAVAILABLE, err.to_string())
-        }
+        ControlError::Unreachable { .. }
+        | ControlError::Impostor { .. }
+        | ControlError::BadReply { .. } => LocalError::new(code::UNAVAILABLE, err.to_string()),
     }
 }
 
 /// The machine's host name, as the kernel has it.
 fn hostname() -> String {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
-    read(Path::new("/proc/sys/kernel/hostname")).map_or_else(|| "node".to_owned(), |name| name.trim().to_owned())
+    read(Path::new("/proc/sys/kernel/hostname"))
+        .map_or_else(|| "node".to_owned(), |name| name.trim().to_owned())
 }

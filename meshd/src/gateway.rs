@@ -5,7 +5,7 @@
 mod admit;
 mod alias;
 mod clean;
-mod count;
+pub(crate) mod count;
 mod dialect;
 mod door;
 mod guest;

@@ -210,12 +210,12 @@ impl LocalApi for Api {
     }
 
     async fn metrics(&self) -> Result<String, LocalError> {
-        let status = self.ask(Command::Status).await?;
-        crate::metrics::observe(&status);
+        self.ask(Command::Observe).await?;
         Ok(crate::metrics::render())
     }
 
     async fn bugreport(&self) -> Result<serde_json::Value, LocalError> {
+        self.ask(Command::Observe).await?;
         let status = self.ask(Command::Status).await?;
         let share = self.ask(Command::ShareStatus).await?;
         let settings = self.ask(Command::Settings).await?;

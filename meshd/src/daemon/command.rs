@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::{Daemon, TALK_TIMEOUT, Talk, hostname, internal};
 use crate::control::{self, ControlError, Joined, Link};
+use crate::inventory::ShareConfig;
 use crate::local::{LocalError, apply_settings};
 
 /// Where the answer to a command goes.
@@ -32,6 +33,8 @@ pub(super) enum Command {
     Settings(Answer<Settings>),
     Set(SetRequest, Answer<Settings>),
     Dns(Answer<DnsStatus>),
+    /// Brings the metrics up to date.
+    Observe(Answer<()>),
 }
 
 impl Daemon {
@@ -49,6 +52,10 @@ impl Daemon {
             Command::Settings(answer) => drop(answer.send(Ok(self.settings.clone()))),
             Command::Set(request, answer) => drop(answer.send(self.set(&request).await)),
             Command::Dns(answer) => drop(answer.send(self.dns_status())),
+            Command::Observe(answer) => {
+                self.observe();
+                drop(answer.send(Ok(())));
+            }
         }
     }
 
@@ -232,9 +239,7 @@ impl Daemon {
             }
             share.n_slots = n_slots;
         }
-        share
-            .validate()
-            .map_err(|message| LocalError::new(code::BAD_REQUEST, message))?;
+        check_share(&share).map_err(|message| LocalError::new(code::BAD_REQUEST, message))?;
         self.state.set_share(&share).map_err(internal)?;
         self.share.send_replace(share);
         Ok(self.share_status())
@@ -257,6 +262,41 @@ impl Daemon {
             }
         }
         Ok(self.settings.clone())
+    }
+}
+
+/// The most patterns and backends that a share may name.
+const N_SHARE_ENTRIES_MAX: usize = 64;
+
+/// Refuses what could never work, so that the owner hears of it at once.
+fn check_share(share: &ShareConfig) -> Result<(), String> {
+    if share.models.len().max(share.backends.len()) > N_SHARE_ENTRIES_MAX {
+        return Err(format!(
+            "at most {N_SHARE_ENTRIES_MAX} model patterns and backends can be named"
+        ));
+    }
+    if let Some(pattern) = share
+        .models
+        .iter()
+        .find(|pattern| pattern.is_empty() || pattern.len() > 256)
+    {
+        return Err(format!(
+            "`{pattern}` is no pattern of model names, such as `llama3*`"
+        ));
+    }
+    let is_url = |url: &&String| {
+        let uri: Option<http::Uri> = url.parse().ok();
+        uri.is_some_and(|uri| {
+            uri.scheme_str() == Some("http")
+                && uri.host().is_some()
+                && matches!(uri.path(), "" | "/")
+        })
+    };
+    match share.backends.iter().find(|url| !is_url(url)) {
+        Some(url) => Err(format!(
+            "`{url}` is no backend: give it as http://127.0.0.1:11434"
+        )),
+        None => Ok(()),
     }
 }
 

@@ -76,7 +76,14 @@ impl Overlay {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).context("the system's random source")?;
         let node_key = parts.state.node_key()?;
-        let mut engine = Engine::new(now, EngineConfig { node_key, node_id: netmap.node.id, seed });
+        let mut engine = Engine::new(
+            now,
+            EngineConfig {
+                node_key,
+                node_id: netmap.node.id,
+                seed,
+            },
+        );
         let dataplane = Dataplane::start(DataplaneConfig {
             interface: config.interface.clone(),
             mtu: config.mtu,
@@ -85,11 +92,10 @@ impl Overlay {
             plane: engine.plane(),
         })?;
         let links = Links::open()?;
-        let index = links.index_of(&config.interface).await?;
         let own = (netmap.node.ipv4, netmap.node.ipv6);
         let configured = links
             .configure(
-                index,
+                &config.interface,
                 &links::Overlay {
                     ipv4: own.0,
                     ipv6: own.1,
@@ -99,6 +105,7 @@ impl Overlay {
                 },
             )
             .await?;
+        let index = configured.index;
         let mut addrs = vec![IpAddr::V4(own.0)];
         let mut servers = vec![IpAddr::V4(netmap.network.service_ipv4)];
         if configured.has_ipv6 {
@@ -106,9 +113,14 @@ impl Overlay {
             servers.push(IpAddr::V6(netmap.network.service_ipv6));
         }
         let upstreams = Arc::new(Upstreams::default());
-        let dns = DnsServer::bind(&addrs, parts.view.subscribe(), Arc::clone(parts.liveness), Arc::clone(&upstreams))
-            .await
-            .context("cannot listen for names")?;
+        let dns = DnsServer::bind(
+            &addrs,
+            parts.view.subscribe(),
+            Arc::clone(parts.liveness),
+            Arc::clone(&upstreams),
+        )
+        .await
+        .context("cannot listen for names")?;
         let gateway = Gateway::bind(GatewayConfig {
             ipv4: own.0,
             ipv6: configured.has_ipv6.then_some(own.1),
@@ -147,7 +159,9 @@ impl Overlay {
         };
         overlay.refresh_endpoints().await;
         let endpoints = overlay.endpoints.clone();
-        overlay.engine.handle_control(now, Update::LocalEndpoints(endpoints));
+        overlay
+            .engine
+            .handle_control(now, Update::LocalEndpoints(endpoints));
         overlay.wire(parts.settings.dns && config.dns, parts.state);
         tracing::info!(interface = config.interface, ipv4 = %own.0, ipv6 = %own.1, "the overlay is up");
         Ok(overlay)
@@ -165,7 +179,7 @@ impl Overlay {
             // A task that broke has said so in the log; here only its end counts.
             let _ = task.await;
         }
-        self.dataplane.shutdown().await;
+        self.dataplane.shutdown();
         tracing::info!("the overlay is down");
     }
 
@@ -173,7 +187,8 @@ impl Overlay {
     pub(super) fn fits(&self, netmap: &Netmap) -> bool {
         let (ours, wanted) = (&self.network, &netmap.network);
         self.own == (netmap.node.ipv4, netmap.node.ipv6)
-            && (ours.id, ours.ipv4_pool, ours.ipv6_prefix) == (wanted.id, wanted.ipv4_pool, wanted.ipv6_prefix)
+            && (ours.id, ours.ipv4_pool, ours.ipv6_prefix)
+                == (wanted.id, wanted.ipv4_pool, wanted.ipv6_prefix)
             && ours.suffix == wanted.suffix
     }
 
@@ -192,8 +207,16 @@ impl Overlay {
             }
         };
         let port = self.dataplane.local_port();
-        let endpoints: Vec<SocketAddr> = addrs.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
-        if let Some(names) = &self.wired.lock().unwrap_or_else(PoisonError::into_inner).names {
+        let endpoints: Vec<SocketAddr> = addrs
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect();
+        if let Some(names) = &self
+            .wired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names
+        {
             self.upstreams.set(names.upstreams());
         }
         let is_changed = endpoints != self.endpoints;
@@ -203,13 +226,20 @@ impl Overlay {
 
     /// Tells firewall and resolver of the overlay, beside the loop: a slow system bus must not hold packets up.
     fn wire(&mut self, wants_names: bool, state: &StateDir) {
-        let firewall = Firewall::new(&self.interface, self.network.ipv4_pool, self.network.ipv6_prefix);
+        let firewall = Firewall::new(
+            &self.interface,
+            self.network.ipv4_pool,
+            self.network.ipv6_prefix,
+        );
         let system = System::host(state.root());
         let plan = self.plan();
         let (wired, upstreams) = (Arc::clone(&self.wired), Arc::clone(&self.upstreams));
         self.wiring = Some(tokio::spawn(async move {
             let problem = firewall.apply().await;
-            wired.lock().unwrap_or_else(PoisonError::into_inner).firewall = problem;
+            wired
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .firewall = problem;
             if wants_names {
                 let names = NameWiring::detect_and_apply(system, plan).await;
                 upstreams.set(names.upstreams());
@@ -231,12 +261,21 @@ impl Overlay {
                 abort.abort();
             }
         }
-        let names = self.wired.lock().unwrap_or_else(PoisonError::into_inner).names.take();
+        let names = self
+            .wired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names
+            .take();
         if let Some(names) = names {
             match tokio::time::timeout(UNDO_TIMEOUT, names.undo()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(err)) => tracing::warn!(%err, "cannot take the mesh's names out of the system; the next start tries again"),
-                Err(_) => tracing::warn!("the system's resolver does not answer; the next start takes the mesh's names out"),
+                Ok(Err(err)) => {
+                    tracing::warn!(%err, "cannot take the mesh's names out of the system; the next start tries again")
+                }
+                Err(_) => tracing::warn!(
+                    "the system's resolver does not answer; the next start takes the mesh's names out"
+                ),
             }
         }
     }
@@ -257,7 +296,11 @@ impl Overlay {
         if wants_names {
             let status = wired.names.as_ref().map(NameWiring::status);
             if let Some(hint) = status.and_then(|status| status.hint) {
-                problems.push(Problem { code: "dns_unmanaged".to_owned(), message: hint, fix: None });
+                problems.push(Problem {
+                    code: "dns_unmanaged".to_owned(),
+                    message: hint,
+                    fix: None,
+                });
             }
         }
         problems
@@ -267,15 +310,19 @@ impl Overlay {
         let wired = self.wired.lock().unwrap_or_else(PoisonError::into_inner);
         let status = wired.names.as_ref().map(NameWiring::status);
         let now = Instant::now();
-        let n_models = view
-            .borrow()
-            .as_ref()
-            .map_or(0, |view| Catalog::build(view, |node| self.liveness.is_down(node, now)).entries().len());
+        let n_models = view.borrow().as_ref().map_or(0, |view| {
+            Catalog::build(view, |node| self.liveness.is_down(node, now))
+                .entries()
+                .len()
+        });
         DnsStatus {
             suffix: self.network.suffix.clone(),
             alias: crate::dns::ALIAS.to_owned(),
             servers: self.servers.clone(),
-            manager: status.as_ref().map_or("none", |status| status.manager).to_owned(),
+            manager: status
+                .as_ref()
+                .map_or("none", |status| status.manager)
+                .to_owned(),
             is_wired: status.as_ref().is_some_and(|status| status.is_wired),
             hint: status.and_then(|status| status.hint),
             upstreams: self.upstreams.servers(),
@@ -291,21 +338,34 @@ async fn run_gateway(gateway: Arc<Gateway>, cancel: CancellationToken) {
 /// One worker a core, at most 8, unless the owner says otherwise.
 fn n_workers(configured: usize) -> usize {
     match configured {
-        0 => std::thread::available_parallelism().map_or(1, usize::from).min(8),
+        0 => std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(8),
         n => n.min(64),
     }
 }
 
 /// Where packets to the service addresses and to this node's door are led.
 fn service_ports(dns: &DnsServer, gateway: &Gateway) -> ServicePorts {
-    let tcp = |port, hidden| ServicePort { transport: Transport::Tcp, port, hidden };
+    let tcp = |port, hidden| ServicePort {
+        transport: Transport::Tcp,
+        port,
+        hidden,
+    };
     ServicePorts {
         local: vec![
-            ServicePort { transport: Transport::Udp, port: DNS_PORT, hidden: dns.port() },
+            ServicePort {
+                transport: Transport::Udp,
+                port: DNS_PORT,
+                hidden: dns.port(),
+            },
             tcp(DNS_PORT, dns.port()),
             tcp(MODEL_PORT, gateway.guest_port()),
             tcp(WEB_PORT, gateway.guest_port()),
         ],
-        door: vec![tcp(MODEL_PORT, gateway.door_port()), tcp(WEB_PORT, gateway.door_port())],
+        door: vec![
+            tcp(MODEL_PORT, gateway.door_port()),
+            tcp(WEB_PORT, gateway.door_port()),
+        ],
     }
 }

@@ -37,7 +37,6 @@ pub(super) struct Session {
     pub(super) events: mpsc::Receiver<ControlEvent>,
     pub(super) overlay: Option<Overlay>,
     pub(super) status: ControlState,
-    credentials: Credentials,
     map: MapKeeper,
     /// The map without expired peers, as the parts see it.
     shown: Option<Arc<Netmap>>,
@@ -114,7 +113,6 @@ impl Session {
             events,
             overlay: None,
             status,
-            credentials,
             map,
             shown: None,
             next_expiry_ms: None,
@@ -419,10 +417,6 @@ impl Session {
             revision: self.map.revision().unwrap_or_default(),
             error: self.status.error.clone(),
         }
-    }
-
-    pub(super) fn node_id(&self) -> NodeId {
-        self.credentials.node_id
     }
 }
 

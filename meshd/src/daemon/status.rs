@@ -83,6 +83,18 @@ impl Daemon {
         problems
     }
 
+    /// Brings the metrics up to date.
+    pub(super) fn observe(&self) {
+        crate::metrics::observe(&self.status());
+        if let Some(overlay) = self
+            .session
+            .as_ref()
+            .and_then(|session| session.overlay.as_ref())
+        {
+            crate::metrics::observe_dataplane(&overlay.dataplane.stats());
+        }
+    }
+
     pub(super) fn share_status(&self) -> ShareStatus {
         let share = self.share.borrow().clone();
         let inventory = self.inventory.status.borrow().clone();
@@ -95,11 +107,7 @@ impl Daemon {
             is_on: share.is_on,
             models: share.models,
             offers: (**self.inventory.offers.borrow()).clone(),
-            backends: inventory
-                .backends
-                .iter()
-                .map(|backend| backend.status())
-                .collect(),
+            backends: inventory.backend_statuses(),
             n_active,
             n_queued,
             gpus: inventory.gpus.clone(),
