@@ -46,7 +46,10 @@ impl View {
     /// The service addresses.
     #[must_use]
     pub fn service_addrs(&self) -> (Ipv4Addr, Ipv6Addr) {
-        (self.netmap.network.service_ipv4, self.netmap.network.service_ipv6)
+        (
+            self.netmap.network.service_ipv4,
+            self.netmap.network.service_ipv6,
+        )
     }
 
     /// Who has an overlay address. The service addresses stand for this machine: its own programs come from them.
@@ -54,7 +57,14 @@ impl View {
     pub fn caller(&self, ip: IpAddr) -> Option<Caller<'_>> {
         let (own4, own6) = self.own_addrs();
         let (service4, service6) = self.service_addrs();
-        if [IpAddr::V4(own4), IpAddr::V6(own6), IpAddr::V4(service4), IpAddr::V6(service6)].contains(&ip) {
+        if [
+            IpAddr::V4(own4),
+            IpAddr::V6(own6),
+            IpAddr::V4(service4),
+            IpAddr::V6(service6),
+        ]
+        .contains(&ip)
+        {
             return Some(Caller::Own);
         }
         let found = match ip {
@@ -62,7 +72,10 @@ impl View {
             IpAddr::V6(ip) => {
                 let mut id = [0; 10];
                 id.copy_from_slice(&ip.octets()[6..]);
-                self.netmap.peers.get_key_value(&NodeId::from_bytes(id)).filter(|(_, peer)| peer.ipv6 == ip)
+                self.netmap
+                    .peers
+                    .get_key_value(&NodeId::from_bytes(id))
+                    .filter(|(_, peer)| peer.ipv6 == ip)
             }
         };
         found.map(|(id, peer)| Caller::Peer(*id, peer))
@@ -81,19 +94,29 @@ pub struct Liveness {
 impl Liveness {
     /// A connection to the host failed.
     pub fn mark_down(&self, node: NodeId, now: Instant) {
-        let mut down = self.down_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut down = self
+            .down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         down.retain(|_, until| *until > now);
         down.insert(node, now + DOWN_FOR);
     }
 
     /// The host answered.
     pub fn mark_up(&self, node: &NodeId) {
-        self.down_until.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        self.down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(node);
     }
 
     /// Whether the host is out of use.
     #[must_use]
     pub fn is_down(&self, node: &NodeId, now: Instant) -> bool {
-        self.down_until.lock().unwrap_or_else(PoisonError::into_inner).get(node).is_some_and(|until| *until > now)
+        self.down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(node)
+            .is_some_and(|until| *until > now)
     }
 }
