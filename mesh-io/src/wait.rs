@@ -2,11 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Wakes every thread that waits with it, from the first [`Waker::wake`] on and for good.
 #[derive(Debug)]
-pub struct Waker(OwnedFd);
+pub struct Waker {
+    fd: OwnedFd,
+    is_woken: AtomicBool,
+}
 
 impl Waker {
     /// Opens one.
@@ -21,7 +25,11 @@ impl Waker {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel just gave this descriptor, nobody else has it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self {
+            fd,
+            is_woken: AtomicBool::new(false),
+        })
     }
 
     /// Wakes all, now and later.
@@ -30,19 +38,26 @@ impl Waker {
     /// When the kernel refuses the write, which it does not for an event descriptor that was never read.
     #[cfg(target_os = "linux")]
     pub fn wake(&self) -> io::Result<()> {
+        self.is_woken.store(true, Ordering::Release);
         let one = 1_u64.to_ne_bytes();
         // SAFETY: the pointer and the length are those of `one`.
-        let n = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        let n = unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         if n < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(())
     }
+
+    /// Whether it was used: for a thread too busy ever to wait.
+    #[must_use]
+    pub fn is_woken(&self) -> bool {
+        self.is_woken.load(Ordering::Acquire)
+    }
 }
 
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -123,7 +138,9 @@ mod tests {
         assert_eq!(look(Interest::Writable), Waited::Ready);
         socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
         assert_eq!(look(Interest::Readable), Waited::Ready);
+        assert!(!waker.is_woken());
         waker.wake().unwrap();
+        assert!(waker.is_woken());
         assert_eq!(look(Interest::Readable), Waited::Woken);
         assert_eq!(look(Interest::Readable), Waited::Woken);
     }

@@ -83,6 +83,9 @@ impl UdpSocket {
         }
     }
 
+    /// Does nothing: there is no GSO here.
+    pub fn retry_gso(&self) {}
+
     /// Receives one datagram.
     ///
     /// # Errors

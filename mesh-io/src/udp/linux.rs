@@ -121,6 +121,12 @@ impl UdpSocket {
         }
     }
 
+    /// Asks the kernel for GSO again: the underlay changed, and another interface may do what the last did not.
+    pub fn retry_gso(&self) {
+        let has_gso = set_option(&self.socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        self.has_gso.store(has_gso, Ordering::Relaxed);
+    }
+
     /// Receives as much as there is and fits.
     ///
     /// # Errors

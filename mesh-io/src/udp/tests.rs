@@ -105,6 +105,7 @@ fn the_fallback_speaks_to_the_fast_one() {
     let waker = Waker::new().unwrap();
     let slow = fallback::UdpSocket::bind(UdpConfig::default()).unwrap();
     let fast = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    slow.retry_gso();
     assert!(!slow.capabilities().has_gso);
     let to = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     assert_eq!(slow.send(to(fast.local_port()), b"aabbc", 2).unwrap(), 5);
