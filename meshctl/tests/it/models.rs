@@ -65,7 +65,7 @@ fn models_lists_the_catalogue_and_filters_it() {
         .start();
     assert_snapshot!("models", fake.both(&["models"]));
     assert_snapshot!("models_filtered", fake.meshctl(&["models", "smol*"]));
-    assert_snapshot!("models_unknown", fake.both(&["models", "lama3"]));
+    assert_snapshot!("models_unknown", fake.both(&["models", "lamma3.2"]));
 }
 
 #[test]
