@@ -14,7 +14,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 meshd is not running, 4 needs login or 
 #[command(name = "meshctl", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct Args {
     /// The control socket of meshd
-    #[arg(long, global = true, env = "MESHD_SOCKET", value_name = "PATH", default_value = mesh_proto::local::SOCKET_PATH)]
+    #[arg(long, global = true, env = "MESHD_SOCKET",
+        hide_env_values = true, value_name = "PATH", default_value = mesh_proto::local::SOCKET_PATH)]
     pub(crate) socket: PathBuf,
 
     /// Print one JSON object on standard output, nothing else

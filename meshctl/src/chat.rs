@@ -260,7 +260,7 @@ impl Reply {
 
 fn broken_off(reason: &str) -> Failure {
     Failure::failed(format!("the answer broke off: {reason}"))
-        .with_fix("meshctl models     (whether a host still serves it)")
+        .with_fix_note("meshctl models", "whether a host still serves it")
 }
 
 async fn refusal(status: StatusCode, body: Incoming) -> Failure {

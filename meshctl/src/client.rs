@@ -107,7 +107,7 @@ impl Client {
                         limit.as_secs()
                     ),
                 )
-                .with_fix("journalctl -u meshd -n 50     (what it is busy with)"))
+                .with_fix_note("journalctl -u meshd -n 50", "what it is busy with"))
             })
     }
 
@@ -167,8 +167,8 @@ impl Client {
                 code::FORBIDDEN,
                 format!("you may not talk to meshd: its socket {path} is open to root and the group proxima only"),
             )
-            .with_fix("sudo meshctl …     (this once)")
-            .with_fix("sudo usermod -aG proxima \"$USER\"     (for good; log in again after it)");
+            .with_fix_note("sudo meshctl …", "this once")
+            .with_fix_note("sudo usermod -aG proxima \"$USER\"", "for good; log in again after it");
         }
         let is_absent =
             [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&err.kind());

@@ -39,8 +39,15 @@ pub(crate) struct Failure {
     pub(crate) code: String,
     /// What happened and why.
     pub(crate) message: String,
-    /// The exact commands that mend it.
-    pub(crate) fix: Vec<String>,
+    /// What mends it.
+    pub(crate) fix: Vec<Fix>,
+}
+
+/// An exact command, and what there is to know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fix {
+    pub(crate) command: String,
+    pub(crate) note: Option<&'static str>,
 }
 
 impl Failure {
@@ -90,13 +97,27 @@ impl Failure {
     }
 
     pub(crate) fn with_fix(mut self, command: impl Into<String>) -> Self {
-        self.fix.push(command.into());
+        self.fix.push(Fix {
+            command: command.into(),
+            note: None,
+        });
+        self
+    }
+
+    pub(crate) fn with_fix_note(mut self, command: impl Into<String>, note: &'static str) -> Self {
+        self.fix.push(Fix {
+            command: command.into(),
+            note: Some(note),
+        });
         self
     }
 
     pub(crate) fn with_login_fix(self) -> Self {
-        self.with_fix("coordinator key create     (on the coordinator; prints an auth key)")
-            .with_fix("meshctl up --auth-key pxk_…")
+        self.with_fix_note(
+            "coordinator key create",
+            "on the coordinator; prints an auth key",
+        )
+        .with_fix("meshctl up --auth-key pxk_…")
     }
 }
 

@@ -106,7 +106,11 @@ impl Output {
         let mut words = format!("{} {}\n", "error:".red().bold(), clean(&failure.message));
         for (n, fix) in failure.fix.iter().enumerate() {
             let lead = if n == 0 { "to mend it:" } else { "           " };
-            let _ = writeln!(words, "  {lead} {fix}");
+            let note = fix
+                .note
+                .map(|note| format!("     ({note})"))
+                .unwrap_or_default();
+            let _ = writeln!(words, "  {lead} {}{note}", clean(&fix.command));
         }
         self.printer.err(&words);
     }

@@ -89,7 +89,7 @@ async fn start_unit() -> Result<(), Failure> {
             "systemd did not start meshd",
         )
         .with_fix("sudo systemctl start meshd")
-        .with_fix("journalctl -u meshd -n 50     (why it did not start)")),
+        .with_fix_note("journalctl -u meshd -n 50", "why it did not start")),
     }
 }
 
@@ -103,7 +103,7 @@ fn spawn_daemon(socket: &Path) -> Result<Started, Failure> {
     let not_running = |message: String| Failure::new(Exit::NotRunning, "not_running", message);
     let program = find_daemon().ok_or_else(|| {
         not_running("the daemon meshd is not running, and no program of that name lies beside meshctl or in PATH".to_owned())
-            .with_fix("sudo apt install proxima     (or put meshd beside meshctl)")
+            .with_fix_note("sudo apt install proxima", "or put meshd beside meshctl")
     })?;
     let own_uid = std::fs::metadata("/proc/self").map_or(0, |found| found.uid());
     if own_uid != 0 && is_default_socket(socket) {

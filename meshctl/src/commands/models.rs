@@ -41,7 +41,7 @@ fn none_fits(filter: &str, models: &[ModelStatus]) -> Failure {
         .map(|words| format!("; {words}"))
         .unwrap_or_default();
     Failure::not_found(format!("no model fits `{filter}`{words}"))
-        .with_fix("meshctl models     (lists all of them)")
+        .with_fix_note("meshctl models", "lists all of them")
 }
 
 fn describe(shown: &Models) -> String {

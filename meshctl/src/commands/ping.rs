@@ -67,7 +67,10 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
                 args.timeout.as_secs_f64()
             ),
         )
-        .with_fix("meshctl status     (whether it is online, and how it was reached)"));
+        .with_fix_note(
+            "meshctl status",
+            "whether it is online, and how it was reached",
+        ));
     }
     if output.is_json() {
         output.json(&pings)?;
@@ -97,5 +100,5 @@ async fn with_near_names(failure: Failure, asked: &str, client: &Client) -> Fail
         Some(words) => format!("{}; {words}", failure.message),
         None => failure.message,
     };
-    Failure { message, ..failure }.with_fix("meshctl status     (lists the nodes)")
+    Failure { message, ..failure }.with_fix_note("meshctl status", "lists the nodes")
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::args::RunArgs;
-use crate::chat::{Chunk, Gateway, Message};
+use crate::chat::{Chunk, Gateway, Message, Reply};
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
 use crate::near::{did_you_mean, near};
@@ -173,7 +173,7 @@ impl Chat<'_> {
                 .detail(&format!("{} answers from {}", self.model, clean(host)));
         }
         let mut is_thinking = false;
-        while let Some(chunk) = reply.next().await? {
+        while let Some(chunk) = self.next(&mut reply, answer).await? {
             if self.is_streaming {
                 is_thinking = self.show(&chunk, is_thinking)?;
             }
@@ -196,6 +196,15 @@ impl Chat<'_> {
             self.output.print("\n")?;
         }
         Ok(())
+    }
+
+    /// The next piece; an answer that breaks off ends its line before the error is told.
+    async fn next(&self, reply: &mut Reply, answer: &Answer) -> Result<Option<Chunk>, Failure> {
+        let next = reply.next().await;
+        if next.is_err() && self.is_streaming && !answer.text.is_empty() {
+            self.output.print("\n")?;
+        }
+        next
     }
 
     /// Prints a piece; returns whether the model is still thinking.
@@ -264,7 +273,7 @@ impl Chat<'_> {
         ));
         match names.first() {
             Some(name) => failure.with_fix(format!("meshctl run {name}")),
-            None => failure.with_fix("meshctl models     (lists what there is)"),
+            None => failure.with_fix_note("meshctl models", "lists what there is"),
         }
     }
 
@@ -326,9 +335,6 @@ impl Chat<'_> {
             Some(Err(failure)) if failure.is_closed_pipe() => return Err(failure),
             // The conversation survives a host that fails: the same words can be sent again.
             Some(Err(failure)) => {
-                if !answer.text.is_empty() {
-                    self.output.note("");
-                }
                 self.output.failure(&failure);
                 history.pop();
             }

@@ -64,7 +64,7 @@ fn parse_pair(pair: &str) -> Result<(&str, &str), Failure> {
                 .unwrap_or_default();
             return Err(
                 Failure::usage(format!("there is no setting `{key}`{words}"))
-                    .with_fix("meshctl set     (shows all settings)"),
+                    .with_fix_note("meshctl set", "shows all settings"),
             );
         }
     };
@@ -88,7 +88,7 @@ fn parse_operator(value: &str) -> Result<Option<u32>, Failure> {
     }
     uid_of(value).map(Some).ok_or_else(|| {
         Failure::usage(format!("there is no user `{value}` on this machine"))
-            .with_fix("id -un     (your own user's name)")
+            .with_fix_note("id -un", "your own user's name")
     })
 }
 

@@ -40,7 +40,7 @@ pub(super) async fn run(
             if request == ShareRequest::default() {
                 return Err(Failure::usage("nothing to change was named")
                     .with_fix("meshctl share set --models 'llama3*' --audience mine --slots 2")
-                    .with_fix("meshctl share status     (shows what is set)"));
+                    .with_fix_note("meshctl share status", "shows what is set"));
             }
             change(&request, client, output).await?
         }
@@ -198,11 +198,13 @@ fn describe(status: &ShareStatus) -> String {
         "Audience:  {}",
         audience_words(&status.offers.audience)
     );
-    let _ = writeln!(
-        text,
-        "Requests:  {} at once; {} running, {} waiting",
-        status.offers.n_slots, status.n_active, status.n_queued
-    );
+    if status.is_on {
+        let _ = writeln!(
+            text,
+            "Requests:  {} at once; {} running, {} waiting",
+            status.offers.n_slots, status.n_active, status.n_queued
+        );
+    }
     for backend in &status.backends {
         let _ = writeln!(text, "Server:    {}", backend_words(backend));
     }

@@ -39,7 +39,7 @@ pub(super) async fn run(
                 } else if status.state == RunState::Running {
                     "works from the last known map; the coordinator is not heard\n".to_owned()
                 } else {
-                    format!("{}\n", state_words(status.state))
+                    state_line(status.state)
                 }
             })?;
             Ok(exit)
@@ -69,19 +69,24 @@ fn readiness(status: &Status) -> Exit {
     }
 }
 
-/// The state in one sentence.
+/// The state as part of a sentence.
 pub(super) const fn state_words(state: RunState) -> &'static str {
     match state {
-        RunState::NeedsLogin => "This machine is in no mesh yet.",
-        RunState::Stopped => "The node is switched off.",
-        RunState::Starting => {
-            "The node is starting: it has heard nothing from its coordinator yet."
-        }
+        RunState::NeedsLogin => "this machine is in no mesh yet",
+        RunState::Stopped => "the node is switched off",
+        RunState::Starting => "the node is starting: it has heard nothing from its coordinator yet",
         RunState::Refused => {
-            "The coordinator does not accept this node any more: it was removed or its key expired."
+            "the coordinator does not accept this node any more: it was removed or its key expired"
         }
-        RunState::Running => "The mesh is up.",
+        RunState::Running => "the mesh is up",
     }
+}
+
+/// The state as a line of its own.
+pub(super) fn state_line(state: RunState) -> String {
+    let words = state_words(state);
+    let (first, rest) = words.split_at(1);
+    format!("{}{rest}.\n", first.to_ascii_uppercase())
 }
 
 fn next(status: &Status) -> Option<&'static str> {
@@ -108,8 +113,7 @@ pub(super) fn problem_line(problem: &Problem) -> String {
 fn describe(status: &Status, now_ms: u64) -> String {
     let mut text = String::new();
     if status.state != RunState::Running {
-        text.push_str(state_words(status.state));
-        text.push('\n');
+        text.push_str(&state_line(status.state));
     }
     if let Some(node) = &status.node {
         let mut table = Table::new(["NAME", "ADDRESS", "OWNER", "STATUS"]);

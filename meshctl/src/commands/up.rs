@@ -67,10 +67,14 @@ fn read_auth_key(argument: &str) -> Result<AuthKey, Failure> {
         return Err(Failure::usage("there is no auth key in what was given")
             .with_fix("meshctl up --auth-key file:PATH"));
     }
-    text.trim().parse().map_err(|err: mesh_proto::auth_key::AuthKeyError| {
-        Failure::usage(err.to_string())
-            .with_fix("meshctl up --auth-key file:PATH     (a file keeps it whole, and out of the shell's history)")
-    })
+    text.trim()
+        .parse()
+        .map_err(|err: mesh_proto::auth_key::AuthKeyError| {
+            Failure::usage(err.to_string()).with_fix_note(
+                "meshctl up --auth-key file:PATH",
+                "a file keeps it whole, and out of the shell's history",
+            )
+        })
 }
 
 fn read_limited(source: impl std::io::Read, name: &str) -> Result<String, Failure> {
@@ -92,7 +96,7 @@ fn explain(failure: Failure, timeout: Duration) -> Failure {
             ),
             ..failure
         }
-        .with_fix("meshctl status     (what it waits for)")
+        .with_fix_note("meshctl status", "what it waits for")
         .with_fix("meshctl wait"),
         _ => failure,
     }
@@ -106,7 +110,7 @@ fn summary(status: &Status) -> String {
                 node.name, node.ipv4, node.ipv6, node.dns_name
             )
         }
-        Some(_) | None => format!("{}\n", super::status::state_words(status.state)),
+        Some(_) | None => super::status::state_line(status.state),
     }
 }
 

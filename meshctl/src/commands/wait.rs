@@ -23,9 +23,7 @@ pub(super) async fn run(args: WaitArgs, client: &Client, output: &Output) -> Res
         WaitState::Ready => "waiting for the mesh, its coordinator and its names",
     };
     let status = output.during(words, waiting).await?;
-    output.answer(&status, |status| {
-        format!("{}\n", super::status::state_words(status.state))
-    })?;
+    output.answer(&status, |status| super::status::state_line(status.state))?;
     Ok(Exit::Done)
 }
 

@@ -34,7 +34,7 @@ struct ErrorDetail<'a> {
     code: &'a str,
     message: &'a str,
     exit_code: u8,
-    fix: &'a [String],
+    fix: Vec<&'a str>,
 }
 
 impl<'a> ErrorAnswer<'a> {
@@ -44,7 +44,7 @@ impl<'a> ErrorAnswer<'a> {
                 code: &failure.code,
                 message: &failure.message,
                 exit_code: failure.exit as u8,
-                fix: &failure.fix,
+                fix: failure.fix.iter().map(|fix| fix.command.as_str()).collect(),
             },
         }
     }
