@@ -47,7 +47,9 @@ deny: tools
 tidy: build tools
 	cargo nextest run --workspace --locked -E 'binary(tidy)'
 
-demo: tools build
+demo:
+	@[ "$$(id -u)" = 0 ] || { echo "make demo makes network namespaces and installs missing Debian packages: run it as root"; exit 1; }
+	@$(MAKE) --no-print-directory tools build
 	target/debug/demo
 
 bench: bench-tools

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod interop;
 pub mod mesh;
 pub mod model;
 pub mod net;

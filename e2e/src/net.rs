@@ -303,7 +303,10 @@ impl Host {
                 "sh",
                 "-c",
             ])
-            .args(["hostname \"$0\" && exec \"$@\"", &self.name])
+            .args([
+                "ulimit -n 65536; hostname \"$0\" && exec \"$@\"",
+                &self.name,
+            ])
             .arg(program);
         command.env_remove("http_proxy").env_remove("https_proxy");
         command.env_remove("HTTP_PROXY").env_remove("HTTPS_PROXY");

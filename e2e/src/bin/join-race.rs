@@ -1,9 +1,13 @@
-//! Races many machines for one auth key: `join-race AUTH_KEY N`. Prints how many joined and why the others did not.
+//! Joins made-up machines. `join-race AUTH_KEY N` races N of them for one key and prints how many joined and why the
+//! others did not. `join-race AUTH_KEY flood` joins one after the other until it is stopped, whatever happens to the
+//! coordinator, and prints each acknowledged id.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result is what it prints")]
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use e2e::control::{Client, Refusal, random_bytes};
@@ -14,12 +18,17 @@ use tokio::task::JoinSet;
 
 /// Connections that are made at the same time before the start; the rest would only wait in the kernel.
 const N_DIALS: usize = 64;
+const RETRY: Duration = Duration::from_millis(10);
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let auth_key: AuthKey = args.next().context("an auth key")?.parse()?;
-    let n_machines: usize = args.next().context("a number")?.parse()?;
+    let how = args.next().context("a number, or `flood`")?;
+    if how == "flood" {
+        flood(&auth_key).await?;
+    }
+    let n_machines: usize = how.parse()?;
     let auth_key = Arc::new(auth_key);
     let start = Arc::new(Barrier::new(n_machines));
     let dials = Arc::new(tokio::sync::Semaphore::new(N_DIALS));
@@ -45,6 +54,25 @@ async fn main() -> Result<()> {
     }
     println!("{}", serde_json::to_string(&counts)?);
     Ok(())
+}
+
+async fn flood(auth_key: &AuthKey) -> Result<Infallible> {
+    let mut number = 0_u32;
+    loop {
+        // Nobody listens while the coordinator is down; it is back soon.
+        let Ok(mut client) = dial(auth_key).await else {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        };
+        number += 1;
+        let node_key = NodePrivateKey::from_bytes(random_bytes()?).public();
+        let registered = client
+            .register(auth_key, node_key, &format!("flood{number}"))
+            .await;
+        if let Ok(registered) = registered {
+            println!("joined {}", registered.node_id);
+        }
+    }
 }
 
 async fn dial(auth_key: &AuthKey) -> Result<Client> {
