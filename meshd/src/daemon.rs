@@ -78,6 +78,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         daemon.run_state.subscribe(),
         daemon.view.subscribe(),
         Arc::clone(&daemon.liveness),
+        daemon.inventory.status.clone(),
     ));
     let serving = tokio::spawn(server.run(api, cancel.clone()));
     let outcome = daemon.run(cancel.clone()).await;

@@ -12,11 +12,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Answer, Command};
 use crate::catalog::Catalog;
+use crate::inventory::InventoryStatus;
 use crate::local::{LocalApi, LocalError, WaitFor};
 use crate::view::{Liveness, ViewReceiver};
 
 const UP_TIMEOUT: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `share` waits for the backends to be looked at.
+const SHARE_TIMEOUT: Duration = Duration::from_secs(3);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// How often `wait ready` looks again; readiness has parts outside the loop.
 const READY_POLL: Duration = Duration::from_millis(50);
@@ -28,6 +31,7 @@ pub(super) struct Api {
     run_state: watch::Receiver<RunState>,
     view: ViewReceiver,
     liveness: Arc<Liveness>,
+    inventory: watch::Receiver<Arc<InventoryStatus>>,
 }
 
 impl Api {
@@ -36,12 +40,14 @@ impl Api {
         run_state: watch::Receiver<RunState>,
         view: ViewReceiver,
         liveness: Arc<Liveness>,
+        inventory: watch::Receiver<Arc<InventoryStatus>>,
     ) -> Self {
         Self {
             commands,
             run_state,
             view,
             liveness,
+            inventory,
         }
     }
 
@@ -194,7 +200,13 @@ impl LocalApi for Api {
     }
 
     async fn share(&self, request: ShareRequest) -> Result<ShareStatus, LocalError> {
-        self.ask(|answer| Command::Share(request, answer)).await
+        let config = self.ask(|answer| Command::Share(request, answer)).await?;
+        // What is shared now is known once the backends were looked at under the new configuration.
+        let mut inventory = self.inventory.clone();
+        let looked = inventory.wait_for(|status| status.config == config);
+        // A backend that does not answer in time must not hold the answer up: the status tells of it.
+        let _ = tokio::time::timeout(SHARE_TIMEOUT, looked).await;
+        self.ask(Command::ShareStatus).await
     }
 
     async fn settings(&self) -> Result<Settings, LocalError> {

@@ -29,7 +29,7 @@ pub(super) enum Command {
     Rotate(Answer<()>),
     Ping(PingRequest, Answer<PingReply>),
     ShareStatus(Answer<ShareStatus>),
-    Share(ShareRequest, Answer<ShareStatus>),
+    Share(ShareRequest, Answer<ShareConfig>),
     Settings(Answer<Settings>),
     Set(SetRequest, Answer<Settings>),
     Dns(Answer<DnsStatus>),
@@ -224,7 +224,7 @@ impl Daemon {
         }
     }
 
-    fn share(&mut self, request: ShareRequest) -> Result<ShareStatus, LocalError> {
+    fn share(&mut self, request: ShareRequest) -> Result<ShareConfig, LocalError> {
         let mut share = self.share.borrow().clone();
         share.is_on = request.is_on.unwrap_or(share.is_on);
         share.models = request.models.unwrap_or(share.models);
@@ -241,8 +241,8 @@ impl Daemon {
         }
         check_share(&share).map_err(|message| LocalError::new(code::BAD_REQUEST, message))?;
         self.state.set_share(&share).map_err(internal)?;
-        self.share.send_replace(share);
-        Ok(self.share_status())
+        self.share.send_replace(share.clone());
+        Ok(share)
     }
 
     async fn set(&mut self, request: &SetRequest) -> Result<Settings, LocalError> {
