@@ -3,8 +3,8 @@
 //! [`Engine`] is the control side: one owner, who tells it what happened and then drains it. [`Plane`] is the data
 //! side: shared by all packet threads, lock-free but for one lock around a peer's session that is taken once a batch.
 //!
-//! After each `handle_*` call the owner drains [`Engine::poll_transmit`] and [`Engine::poll_event`], then waits until
-//! [`Engine::poll_timeout`].
+//! After each `handle_*` call and after [`Engine::ping`] the owner drains [`Engine::poll_transmit`] and
+//! [`Engine::poll_event`], then waits until [`Engine::poll_timeout`].
 //!
 //! A packet thread does this:
 //!
@@ -15,14 +15,29 @@
 //!                               └ Control    → Engine::handle_udp
 //! ```
 //!
-//! and passes what `finish` and [`Admit::Consumed`] give to [`Engine::handle_plane`].
+//! and passes what `finish` and [`Admit::Consumed`] give to [`Engine::handle_plane`]. A batch's lock is dropped by
+//! `finish` and must not be held while the same peer is locked again.
+//!
+//! The one thing that is not pure sits inside boringtun: keys and nonces of handshakes come from the system's random
+//! source, and its session timers and handshake timestamps read the system's clocks.
 #![forbid(unsafe_code)]
 
+mod config;
+mod echo;
 mod engine;
 mod event;
+mod filter;
+mod nat;
+mod noise;
+mod packet;
+mod path;
 mod peer;
 mod plane;
+mod route;
+mod seed;
 mod service;
+mod shard;
+mod timers;
 
 pub use engine::{Engine, EngineConfig};
 pub use event::{
