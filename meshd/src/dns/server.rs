@@ -159,26 +159,33 @@ async fn bind_once(addrs: &[IpAddr]) -> io::Result<(u16, Vec<(UdpSocket, TcpList
 async fn follow(resolver: Arc<Resolver>, mut view: ViewReceiver, liveness: Arc<Liveness>) {
     let mut tick = tokio::time::interval(LIVENESS_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut seen: Option<Arc<View>> = None;
     let mut down = BTreeSet::new();
     loop {
-        let is_changed = tokio::select! {
+        tokio::select! {
             changed = view.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                true
             }
-            _ = tick.tick() => false,
-        };
+            _ = tick.tick() => {}
+        }
+        // Compared, not taken from what woke this: a tick must not swallow a change that came with it.
         let current = view.borrow_and_update().clone();
+        let is_same = match (&seen, &current) {
+            (Some(seen), Some(current)) => Arc::ptr_eq(seen, current),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
         let now_down = current
             .as_deref()
             .map(|view| down_hosts(view, &liveness))
             .unwrap_or_default();
-        if is_changed || now_down != down {
+        if !is_same || now_down != down {
             resolver.rebuild(current.as_deref(), &now_down);
             down = now_down;
         }
+        seen = current;
     }
 }
 

@@ -88,7 +88,7 @@ mod tests {
                 file: "/etc/NetworkManager/dnsmasq.d/proxima.conf".into(),
             },
             Change::Resolvconf {
-                record: "tun-proxima.inet".to_owned(),
+                record: "tun0-proxima".to_owned(),
             },
         ] {
             journal.write(&change).unwrap();

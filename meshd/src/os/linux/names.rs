@@ -126,8 +126,8 @@ impl NameWiring {
         let (manager, is_wired) = match &self.way {
             Way::Resolved(resolved) => ("systemd-resolved", resolved.is_kept()),
             Way::NetworkManager { .. } => ("NetworkManager", true),
-            Way::Resolvconf { .. } => ("resolvconf", true),
-            Way::Unmanaged { .. } => ("none", self.is_set_by_hand()),
+            Way::Resolvconf { .. } => ("resolvconf", self.is_first()),
+            Way::Unmanaged { .. } => ("none", self.is_first()),
         };
         let hint = (!is_wired).then(|| self.hint());
         WiringStatus {
@@ -144,7 +144,14 @@ impl NameWiring {
         match &self.way {
             // These send nothing here but the mesh's own names.
             Way::Resolved(_) | Way::NetworkManager { .. } => Vec::new(),
-            Way::Resolvconf { .. } | Way::Unmanaged { .. } => {
+            // A local server that reads the same records sends its questions here: one sent back would go round for ever.
+            Way::Resolvconf { .. } => {
+                let mut upstreams =
+                    ResolvConf::read(&self.system.root).upstreams(&self.plan.servers);
+                upstreams.retain(|server| !server.ip().to_canonical().is_loopback());
+                upstreams
+            }
+            Way::Unmanaged { .. } => {
                 ResolvConf::read(&self.system.root).upstreams(&self.plan.servers)
             }
         }
@@ -164,7 +171,8 @@ impl NameWiring {
         Journal::new(&self.system.journal).clear()
     }
 
-    fn is_set_by_hand(&self) -> bool {
+    /// Whether plain programs ask this node first.
+    fn is_first(&self) -> bool {
         let servers = ResolvConf::read(&self.system.root).servers;
         servers
             .first()

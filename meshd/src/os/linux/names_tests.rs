@@ -91,7 +91,7 @@ impl Machine {
         let path = self.folder.path().join("usr/sbin/resolvconf");
         let records = self.folder.path().join("state");
         let script = format!(
-            "#!/bin/sh\ncase \"$1\" in -m|-f) echo unknown option >&2; exit 1;; -a) cat > {0}/record.$2;; -d) rm -f \
+            "#!/bin/sh\ncase \"$1\" in -f) echo unknown option >&2; exit 1;; -a) cat > {0}/record.$2;; -d) rm -f \
              {0}/record.$2;; esac\n",
             records.display()
         );
@@ -376,19 +376,19 @@ async fn resolvconf_gets_a_record_that_goes_away_again() {
     machine.install_resolvconf();
     let wiring = machine.wire().await;
     assert_eq!(wiring.status().manager, "resolvconf");
-    let record = machine.text("state/record.tun-proxima.inet").unwrap();
+    let record = machine.text("state/record.tun0-proxima").unwrap();
     assert_eq!(
         record,
         "nameserver 10.77.0.53\nnameserver fdab:abab:abab::53\n"
     );
     assert_eq!(wiring.upstreams(), ["192.0.2.1:53".parse().unwrap()]);
     wiring.undo().await.unwrap();
-    assert_eq!(machine.text("state/record.tun-proxima.inet"), None);
+    assert_eq!(machine.text("state/record.tun0-proxima"), None);
 
     drop(machine.wire().await);
-    assert!(machine.text("state/record.tun-proxima.inet").is_some());
+    assert!(machine.text("state/record.tun0-proxima").is_some());
     undo_leftovers(&machine.system()).await;
-    assert_eq!(machine.text("state/record.tun-proxima.inet"), None);
+    assert_eq!(machine.text("state/record.tun0-proxima"), None);
     assert_eq!(machine.text("state/names.json"), None);
 }
 

@@ -7,8 +7,9 @@ use std::path::Path;
 use super::command;
 use super::names::Plan;
 
-/// Both programs put records named `tun…` before those of plain networks.
-pub(super) const RECORD: &str = "tun-proxima.inet";
+/// Both programs put records named so before those of plain networks: openresolv takes `tun[0-9]*`, Debian's `tun*`.
+/// The others stay behind ours, so programs still resolve when the daemon dies.
+pub(super) const RECORD: &str = "tun0-proxima";
 
 const PLACES: [&str; 3] = [
     "usr/sbin/resolvconf",
@@ -31,16 +32,9 @@ pub(super) fn program(root: &Path) -> Option<String> {
 }
 
 pub(super) async fn apply(program: &str, plan: &Plan) -> io::Result<()> {
-    let record = record(plan);
-    // openresolv takes a metric, and 0 puts our servers first; Debian's takes none and has its own order.
-    match command::run(program, &["-m", "0", "-a", RECORD], &record).await {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            command::run(program, &["-a", RECORD], &record)
-                .await
-                .map(drop)
-        }
-        other => other.map(drop),
-    }
+    command::run(program, &["-a", RECORD], &record(plan))
+        .await
+        .map(drop)
 }
 
 pub(super) async fn undo(program: &str, record: &str) -> io::Result<()> {
