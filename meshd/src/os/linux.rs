@@ -1,5 +1,6 @@
 //! Linux, one file a mechanism.
 
+pub mod changes;
 pub mod firewall;
 pub mod links;
 pub mod names;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rtnetlink::LinkVeth;
 
 use super::*;
+use crate::os::linux::changes::Changes;
 use crate::os::linux::namespace;
 
 #[test]
