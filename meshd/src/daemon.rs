@@ -23,7 +23,7 @@ use crate::control::{ControlError, ControlEvent};
 use crate::dataplane::DataplaneInput;
 use crate::inventory::{Inventory, ShareConfig};
 use crate::local::{LocalError, LocalServer};
-use crate::os::linux::links::Changes;
+use crate::os::linux::changes::Changes;
 use crate::os::linux::names;
 use crate::state_dir::{Membership, StateDir};
 use crate::view::{Liveness, View};
@@ -47,7 +47,7 @@ enum Input {
     Dataplane(anyhow::Result<DataplaneInput>),
     Talked(Talk),
     Offers,
-    Network,
+    Network { is_lost: bool },
     Deadline,
     Upkeep,
     Shutdown,
@@ -117,9 +117,7 @@ impl Daemon {
         let settings = state.settings()?;
         let share = watch::Sender::new(state.share()?);
         let inventory = Inventory::start(share.subscribe());
-        let changes = Changes::listen(None)
-            .inspect_err(|err| tracing::warn!(%err, "cannot watch the network"))
-            .ok();
+        let changes = listen();
         Ok(Self {
             run_state: watch::Sender::new(RunState::NeedsLogin),
             view: watch::Sender::new(None),
@@ -156,7 +154,12 @@ impl Daemon {
                 }
                 Input::Talked(talk) => self.on_talked(talk).await,
                 Input::Offers => self.on_offers(),
-                Input::Network => self.on_network().await,
+                Input::Network { is_lost } => {
+                    if is_lost {
+                        self.changes = listen();
+                    }
+                    self.on_network().await;
+                }
                 Input::Deadline => self.on_deadline(),
                 Input::Upkeep => crate::metrics::upkeep(),
             }
@@ -189,7 +192,9 @@ impl Daemon {
             },
             Ok(()) = self.inventory.offers.changed() => Input::Offers,
             _ = self.upkeep.tick() => Input::Upkeep,
-            Some(()) = maybe(self.changes.as_mut(), async |changes| changes.next().await) => Input::Network,
+            change = maybe(self.changes.as_mut(), async |changes| changes.next().await) => {
+                Input::Network { is_lost: change.is_none() }
+            }
         }
     }
 
@@ -387,6 +392,13 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Changes of the machine's network; without them, addresses are looked at when the coordinator speaks.
+fn listen() -> Option<Changes> {
+    Changes::listen(None)
+        .inspect_err(|err| tracing::warn!(%err, "cannot watch the network"))
+        .ok()
 }
 
 /// Waits for something that may not be there; never ends when it is not.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneConfig};
+use crate::dns::reverse;
 use crate::dns::server::DnsServer;
 use crate::dns::upstream::Upstreams;
 use crate::gateway::{Gateway, GatewayConfig};
@@ -285,7 +286,11 @@ impl Overlay {
             interface: self.interface.clone(),
             index: self.index,
             servers: self.servers.clone(),
-            domains: vec![self.network.suffix.clone(), crate::dns::ALIAS.to_owned()],
+            domains: [self.network.suffix.clone(), crate::dns::ALIAS.to_owned()]
+                .into_iter()
+                .chain(reverse::zones_v4(self.network.ipv4_pool))
+                .chain(reverse::zones_v6(self.network.ipv6_prefix))
+                .collect(),
         }
     }
 
