@@ -19,7 +19,7 @@ async fn the_peer_with_the_least_in_work_is_next() {
     let queue = Queue::new(2);
     let first = queue.acquire(node(1), LONG).await.unwrap();
     let second = queue.acquire(node(1), LONG).await.unwrap();
-    let (order_tx, mut order) = mpsc_pair();
+    let (order_tx, mut order) = tokio::sync::mpsc::channel(8);
     for who in [1, 1, 2] {
         let (queue, order) = (Arc::clone(&queue), order_tx.clone());
         tokio::spawn(async move {
@@ -39,13 +39,6 @@ async fn the_peer_with_the_least_in_work_is_next() {
     let (who, _held) = order.recv().await.unwrap();
     assert_eq!(who, 1);
     assert_eq!(queue.load(), (2, 0));
-}
-
-fn mpsc_pair() -> (
-    tokio::sync::mpsc::Sender<(u8, Slot)>,
-    tokio::sync::mpsc::Receiver<(u8, Slot)>,
-) {
-    tokio::sync::mpsc::channel(8)
 }
 
 #[tokio::test]

@@ -513,6 +513,8 @@ async fn an_openai_server_speaks_ollama() {
         .reply()
         .await;
     assert_eq!(reply.json()["done_reason"], "load");
+    let tags = node.door(2, &get("/api/tags")).await.reply().await.json();
+    assert_eq!(tags["models"][0]["digest"].as_str().unwrap().len(), 64);
     let show = node
         .door(2, &post("/api/show", r#"{"name":"tiny"}"#))
         .await
