@@ -2,6 +2,7 @@
 //!
 //! Pure: made from a [`View`] and a judgement on hosts, never changed afterwards; no I/O and no clock.
 
+mod label;
 mod near;
 
 use std::cmp::Reverse;
@@ -11,9 +12,10 @@ use std::sync::Arc;
 
 use mesh_proto::id::{NodeId, NodeName};
 use mesh_proto::local::{ModelHost, ModelStatus, Models};
-use mesh_proto::name::{ModelParts, RESERVED_LABELS, fold, normalise, slug};
+use mesh_proto::name::{RESERVED_LABELS, fold, normalise, slug};
 use mesh_proto::share::{Digest, HostOffers, Offer};
 
+use self::label::{N_LEVELS, labels};
 use crate::view::View;
 
 /// All models that this node may use.
@@ -99,23 +101,6 @@ impl Entry {
         self.digest.is_some() && self.digest == other.digest
     }
 }
-
-/// How strong a claim of a name to a label is; a weaker one counts only where no stronger one exists.
-#[derive(Debug, Clone, Copy)]
-enum Level {
-    /// The canonical slug, or the whole name folded when the slug was cut.
-    Slug,
-    /// The name with the tag `latest` written out.
-    Latest,
-    /// The name without its tag.
-    Base,
-    /// The last part of the path, with or without its tag.
-    Short,
-    /// The tag before the name.
-    TagFirst,
-}
-
-const N_LEVELS: usize = 5;
 
 impl Catalog {
     /// Makes the catalogue. Hosts that the coordinator lost are not in it; those of `is_down` are, as not online.
@@ -364,32 +349,6 @@ impl Catalog {
             Some(_) | None => Lookup::Ambiguous(entries),
         }
     }
-}
-
-/// The labels that a name claims, strongest first.
-fn labels(model: &str) -> impl Iterator<Item = (Level, String)> {
-    let parts = ModelParts::of(model);
-    let tagged = |base: &str| fold(&format!("{base}:{}", parts.tag));
-    let is_latest = parts.tag == "latest";
-    [
-        slug(model).map(|label| (Level::Slug, label)),
-        Some((Level::Slug, fold(model))),
-        is_latest.then(|| (Level::Latest, tagged(parts.base))),
-        Some((Level::Base, fold(parts.base))),
-        Some((Level::Short, tagged(parts.short))),
-        Some((Level::Short, fold(parts.short))),
-        Some((
-            Level::TagFirst,
-            fold(&format!("{}-{}", parts.tag, parts.base)),
-        )),
-        Some((
-            Level::TagFirst,
-            fold(&format!("{}-{}", parts.tag, parts.short)),
-        )),
-    ]
-    .into_iter()
-    .flatten()
-    .filter(|(_, label)| !label.is_empty())
 }
 
 /// Online before not, in memory before not, this node before others; then each node has an order of its own, so that

@@ -26,11 +26,14 @@ fn distance(text: &str, name: &str) -> Option<usize> {
     if text.is_empty() || name.len() > LEN_MAX {
         return None;
     }
-    if name.starts_with(text) || text.starts_with(base) {
+    if name.starts_with(text) {
+        return Some(0);
+    }
+    if text.starts_with(base) {
         return Some(1);
     }
     let edits = edits(text, name).min(edits(text, base));
-    if edits <= 1 + text.len() / 4 {
+    if edits <= 1 + text.len() / 6 {
         return Some(1 + edits);
     }
     (text.len() >= 3 && name.contains(text)).then_some(8)
