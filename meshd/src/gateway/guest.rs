@@ -167,12 +167,7 @@ fn helpful(refusal: Refusal, path: &str, catalog: &Catalog) -> Refusal {
     if path != "/api/pull" {
         return refusal;
     }
-    let names: Vec<&str> = catalog
-        .entries()
-        .iter()
-        .map(|e| e.model.as_str())
-        .take(20)
-        .collect();
+    let names = names(catalog);
     let shared = if names.is_empty() {
         "no models are shared with you at the moment".to_owned()
     } else {
@@ -183,6 +178,12 @@ fn helpful(refusal: Refusal, path: &str, catalog: &Catalog) -> Refusal {
     ))
 }
 
+/// The first names of the catalogue.
+fn names(catalog: &Catalog) -> Vec<&str> {
+    let names = catalog.entries().iter().map(|entry| entry.model.as_str());
+    names.take(20).collect()
+}
+
 fn find<'a>(
     catalog: &Catalog,
     route: Option<Infer>,
@@ -191,7 +192,15 @@ fn find<'a>(
 ) -> Result<&'a Entry, Refusal> {
     match found {
         Lookup::Found(entry) => Ok(entry),
-        Lookup::Unknown => Err(server::not_found(route, name, &catalog.near(name))),
+        Lookup::Unknown => {
+            let near = catalog.near(name);
+            let known = if near.is_empty() {
+                names(catalog)
+            } else {
+                near
+            };
+            Err(server::not_found(route, name, &known))
+        }
         Lookup::Ambiguous(entries) => {
             let name: String = name.chars().take(200).collect();
             let candidates: Vec<String> = entries

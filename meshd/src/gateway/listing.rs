@@ -28,7 +28,7 @@ fn tag(listed: &Listed<'_>) -> Value {
         "model": name,
         "modified_at": modified_at(offer),
         "size": offer.size_bytes,
-        "digest": offer.digest.map(|digest| digest.hex()).unwrap_or_default(),
+        "digest": digest(offer),
         "details": details(offer),
         "capabilities": offer.capabilities,
     })
@@ -47,7 +47,7 @@ pub(crate) fn ps(models: &[Listed<'_>], now: SystemTime) -> Value {
                 "name": name,
                 "model": name,
                 "size": offer.size_bytes,
-                "digest": offer.digest.map(|digest| digest.hex()).unwrap_or_default(),
+                "digest": digest(offer),
                 "details": details(offer),
                 "expires_at": expires_at,
                 "size_vram": if listed.has_gpu { offer.size_bytes } else { 0 },
@@ -105,6 +105,13 @@ fn details(offer: &Offer) -> Value {
         "quantization_level": offer.quantization,
         "context_length": offer.context_length,
     })
+}
+
+/// The `ollama` CLI cuts the first 12 digits off without looking, so a model without a digest needs some.
+fn digest(offer: &Offer) -> String {
+    offer
+        .digest
+        .map_or_else(|| "0".repeat(64), |digest| digest.hex())
 }
 
 /// Ollama's clients expect a time that they can parse.

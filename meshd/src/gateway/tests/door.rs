@@ -11,10 +11,14 @@ const ASK: &str = r#"{"model":"tiny","prompt":"hi"}"#;
 async fn a_stream_is_passed_line_by_line_and_counted() {
     let backend = Backend::start().await;
     let mut node = Node::sharing(vec![(ollama("tiny:latest"), &backend)]);
-    let ask = "POST /api/generate?x=1 HTTP/1.1\r\nHost: tiny.proxima\r\nOrigin: http://ollama.proxima\r\n\
-        Authorization: Bearer x\r\nCookie: a=b\r\nX-Forwarded-For: 1.2.3.4\r\nConnection: close\r\nContent-Length: 77\r\n\r\n\
-        {\"model\":\"TINY\",\"prompt\":\"hi\",\"keep_alive\":-1,\"options\":{\"num_ctx\":9,\"seed\":1}}";
-    let mut client = node.door(2, ask).await;
+    let body = r#"{"model":"TINY","prompt":"hi","keep_alive":-1,"options":{"num_ctx":9,"seed":1}}"#;
+    let ask = format!(
+        "POST /api/generate?x=1 HTTP/1.1\r\nHost: tiny.proxima\r\nOrigin: http://ollama.proxima\r\n\
+        Authorization: Bearer x\r\nCookie: a=b\r\nX-Forwarded-For: 1.2.3.4\r\nConnection: close\r\n\
+        Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut client = node.door(2, &ask).await;
     let mut seen = backend.accept().await;
     let want = json!({
         "model": "tiny:latest", "prompt": "hi", "stream": true, "options": { "seed": 1, "num_predict": 32768 }
@@ -509,6 +513,8 @@ async fn an_openai_server_speaks_ollama() {
         .reply()
         .await;
     assert_eq!(reply.json()["done_reason"], "load");
+    let tags = node.door(2, &get("/api/tags")).await.reply().await.json();
+    assert_eq!(tags["models"][0]["digest"].as_str().unwrap().len(), 64);
     let show = node
         .door(2, &post("/api/show", r#"{"name":"tiny"}"#))
         .await

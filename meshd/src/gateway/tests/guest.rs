@@ -199,6 +199,9 @@ async fn unknown_and_ambiguous_names_are_told_with_candidates() {
         "{}",
         reply.body
     );
+    let ask = post("/v1/chat/completions", r#"{"model":"zzzzzzzzzzzz"}"#);
+    let reply = node.guest(&ask).await.reply().await;
+    assert!(reply.body.contains("llama3.2:1b"), "{}", reply.body);
     let reply = node
         .guest(&post("/api/pull", r#"{"name":"missing"}"#))
         .await
