@@ -5,7 +5,7 @@
 mod admit;
 mod alias;
 mod clean;
-pub(crate) mod count;
+mod count;
 mod dialect;
 mod door;
 mod guest;
@@ -30,10 +30,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use admit::is_cloud_name;
-pub use count::{
-    METRIC_DURATION, METRIC_GUEST, METRIC_OUTPUT_TOKENS, METRIC_PROMPT_TOKENS, METRIC_REFUSED,
-    METRIC_REQUESTS, Usage,
-};
+pub use count::Usage;
 
 use crate::catalog::Catalog;
 use crate::inventory::InventoryStatus;

@@ -7,7 +7,6 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::dataplane::DataplaneStats;
-use crate::gateway::count;
 
 /// 1 while the overlay works.
 pub const UP: &str = "meshd_up";
@@ -23,6 +22,19 @@ pub const OVERLAY_BYTES: &str = "meshd_overlay_bytes_total";
 pub const OVERLAY_PACKETS: &str = "meshd_overlay_packets_total";
 /// Packets and datagrams that went no further, by `reason`.
 pub const DROPS: &str = "meshd_drops_total";
+/// Requests that the door passed to a backend, by `path` and `outcome`.
+pub const DOOR_REQUESTS: &str = "meshd_door_requests_total";
+/// Tokens of prompts that backends read.
+pub const DOOR_PROMPT_TOKENS: &str = "meshd_door_prompt_tokens_total";
+/// Tokens that backends generated.
+pub const DOOR_OUTPUT_TOKENS: &str = "meshd_door_output_tokens_total";
+/// Seconds from a request's arrival at the door to the end of its reply, by `path`.
+pub const DOOR_DURATION: &str = "meshd_door_request_duration_seconds";
+/// Requests that the door refused, by `status`.
+pub const DOOR_REFUSED: &str = "meshd_door_refused_total";
+/// Requests of this machine to the mesh's models, by `outcome`.
+pub const GUEST_REQUESTS: &str = "meshd_guest_requests_total";
+
 /// Bounds of the duration histogram, seconds: from a cached answer to a long generation.
 const SECONDS: [f64; 10] = [0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 15.0, 60.0, 240.0, 900.0];
 
@@ -44,24 +56,24 @@ pub fn install() {
         describe_counter!(OVERLAY_PACKETS, "Overlay packets");
         describe_counter!(DROPS, "Packets and datagrams that went no further");
         describe_counter!(
-            count::METRIC_REQUESTS,
+            DOOR_REQUESTS,
             "Requests that the door passed to a backend"
         );
         describe_counter!(
-            count::METRIC_PROMPT_TOKENS,
+            DOOR_PROMPT_TOKENS,
             "Prompt tokens that backends counted"
         );
         describe_counter!(
-            count::METRIC_OUTPUT_TOKENS,
+            DOOR_OUTPUT_TOKENS,
             "Output tokens that backends counted"
         );
-        describe_counter!(count::METRIC_REFUSED, "Requests that the door refused");
+        describe_counter!(DOOR_REFUSED, "Requests that the door refused");
         describe_counter!(
-            count::METRIC_GUEST,
+            GUEST_REQUESTS,
             "Requests of this machine to the mesh's models"
         );
         describe_histogram!(
-            count::METRIC_DURATION,
+            DOOR_DURATION,
             "Duration of requests at the door, seconds"
         );
         Some(handle)

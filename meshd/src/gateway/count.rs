@@ -8,18 +8,7 @@ use mesh_proto::id::NodeId;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// Requests that the door worked on, by route and outcome.
-pub const METRIC_REQUESTS: &str = "meshd_door_requests_total";
-/// Tokens of prompts that the door's backends read.
-pub const METRIC_PROMPT_TOKENS: &str = "meshd_door_prompt_tokens_total";
-/// Tokens that the door's backends generated.
-pub const METRIC_OUTPUT_TOKENS: &str = "meshd_door_output_tokens_total";
-/// Seconds from a request's arrival to the end of its reply.
-pub const METRIC_DURATION: &str = "meshd_door_request_duration_seconds";
-/// Requests that were refused at the door, by status.
-pub const METRIC_REFUSED: &str = "meshd_door_refused_total";
-/// Requests that the guest gateway sent on, by outcome.
-pub const METRIC_GUEST: &str = "meshd_guest_requests_total";
+use crate::metrics::{DOOR_DURATION, DOOR_OUTPUT_TOKENS, DOOR_PROMPT_TOKENS, DOOR_REQUESTS};
 
 /// What one request took.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,10 +112,10 @@ impl Drop for Record {
         } else {
             "broken"
         };
-        metrics::counter!(METRIC_REQUESTS, "path" => usage.path, "outcome" => outcome).increment(1);
-        metrics::counter!(METRIC_PROMPT_TOKENS).increment(usage.n_prompt_tokens.unwrap_or(0));
-        metrics::counter!(METRIC_OUTPUT_TOKENS).increment(usage.n_output_tokens.unwrap_or(0));
-        metrics::histogram!(METRIC_DURATION, "path" => usage.path)
+        metrics::counter!(DOOR_REQUESTS, "path" => usage.path, "outcome" => outcome).increment(1);
+        metrics::counter!(DOOR_PROMPT_TOKENS).increment(usage.n_prompt_tokens.unwrap_or(0));
+        metrics::counter!(DOOR_OUTPUT_TOKENS).increment(usage.n_output_tokens.unwrap_or(0));
+        metrics::histogram!(DOOR_DURATION, "path" => usage.path)
             .record(usage.duration.as_secs_f64());
         if let Some(meter) = &self.meter
             && meter.try_send(usage.clone()).is_err()

@@ -18,7 +18,7 @@ use super::json::Object;
 use super::listing::{self, Listed};
 use super::relay::{Filter, Relay};
 use super::upstream::Target;
-use super::{Core, METRIC_GUEST, ReplyBody, door, server, upstream};
+use super::{Core, ReplyBody, door, server, upstream};
 use crate::catalog::{Catalog, Entry, HostOffer, Lookup};
 use crate::view::{Caller, View};
 
@@ -258,12 +258,12 @@ async fn send(
             Err(refusal) => !is_worth_another(refusal.status),
         };
         if is_final {
-            metrics::counter!(METRIC_GUEST, "outcome" => "answered").increment(1);
+            metrics::counter!("outcome" => "answered").increment(1);
             return tried;
         }
         last = Some(tried);
     }
-    metrics::counter!(METRIC_GUEST, "outcome" => "failed").increment(1);
+    metrics::counter!("outcome" => "failed").increment(1);
     last.unwrap_or_else(|| Err(nobody()))
 }
 

@@ -156,7 +156,7 @@ async fn answer(
     };
     let mut reply = answered.unwrap_or_else(|refusal| {
         let status = refusal.status.as_u16().to_string();
-        metrics::counter!(super::METRIC_REFUSED, "status" => status).increment(1);
+        metrics::counter!(crate::metrics::DOOR_REFUSED, "status" => status).increment(1);
         refusal.reply(dialect)
     });
     let door = HeaderName::from_static(DOOR_HEADER);
