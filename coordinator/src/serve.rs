@@ -132,8 +132,9 @@ impl Server {
             tasks: self.tasks.clone(),
         };
         let acceptor = TlsAcceptor::from(tls.server_config()?);
-        let unix = server::bind_unix(&self.socket)?;
-        self.tasks.spawn(server::serve_unix(shared.clone(), unix));
+        let (unix, own_uid) = server::bind_unix(&self.socket)?;
+        self.tasks
+            .spawn(server::serve_unix(shared.clone(), unix, own_uid));
         for listener in listeners {
             self.tasks.spawn(server::serve_tls(
                 shared.clone(),

@@ -70,9 +70,11 @@ fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
     Ok(socket)
 }
 
-/// Listens on the admin socket, in place of what an earlier run left there. The state directory's lock keeps others off.
-pub(crate) fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt as _;
+/// Listens on the admin socket, in place of what an earlier run left there, and tells whose it is.
+///
+/// The state directory's lock keeps other coordinators off.
+pub(crate) fn bind_unix(path: &Path) -> anyhow::Result<(UnixListener, u32)> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     match std::fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
             return Err(err).with_context(|| format!("cannot replace {}", path.display()));
@@ -82,7 +84,8 @@ pub(crate) fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let own_uid = std::fs::metadata(path)?.uid();
+    Ok((listener, own_uid))
 }
 
 /// Serves nodes and operators over TLS until told to stop.
@@ -120,7 +123,7 @@ pub(crate) async fn serve_tls(shared: Shared, listener: TcpListener, tls: TlsAcc
 }
 
 /// Serves the operator on this machine until told to stop.
-pub(crate) async fn serve_unix(shared: Shared, listener: UnixListener) {
+pub(crate) async fn serve_unix(shared: Shared, listener: UnixListener, own_uid: u32) {
     let places = Arc::new(Semaphore::new(N_LOCAL_CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -139,7 +142,7 @@ pub(crate) async fn serve_unix(shared: Shared, listener: UnixListener) {
             }
         };
         let origin = Origin::Local {
-            is_operator: is_operator(&stream),
+            is_operator: is_operator(&stream, own_uid),
         };
         let shared_here = shared.clone();
         shared.tasks.spawn(async move {
@@ -150,12 +153,10 @@ pub(crate) async fn serve_unix(shared: Shared, listener: UnixListener) {
 }
 
 /// Whether the other end is root or the user that the coordinator itself runs as.
-fn is_operator(stream: &UnixStream) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let own = std::fs::metadata("/proc/self").map(|own| own.uid()).ok();
+fn is_operator(stream: &UnixStream, own_uid: u32) -> bool {
     stream
         .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || Some(peer.uid()) == own)
+        .is_ok_and(|peer| [0, own_uid].contains(&peer.uid()))
 }
 
 /// Out of file descriptors, or the connection was gone before it was taken: neither ends the listener.

@@ -38,11 +38,14 @@ impl ApiError {
     }
 
     pub(crate) fn not_found(what: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            code::NOT_FOUND,
-            format!("no such {what}"),
-        )
+        let list = match what {
+            "node" => "node list",
+            "user" => "user list",
+            "API key" => "key api-list",
+            _ => "key list",
+        };
+        let message = format!("no such {what}; list them: coordinator {list}");
+        Self::new(StatusCode::NOT_FOUND, code::NOT_FOUND, message)
     }
 
     pub(crate) fn bad_proof(message: &str) -> Self {

@@ -1,8 +1,9 @@
 //! `coordinator serve`.
 
 use std::future::pending;
+use std::path::Path;
 
-use coordinator::config::ConfigFile;
+use coordinator::config::{ConfigFile, STATE_DIR};
 use coordinator::serve::Server;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,10 +30,12 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<(), Failure> {
     if let Some(first) = server.first_key() {
         note("A new mesh. On the machine that joins first (one use, one hour):");
         line(&format!("meshctl up --auth-key {}", first.key));
-        note(&format!(
-            "More keys: coordinator key create --state-dir {}",
-            state_dir.display()
-        ));
+        let elsewhere = if state_dir == Path::new(STATE_DIR) {
+            String::new()
+        } else {
+            format!(" --state-dir {}", state_dir.display())
+        };
+        note(&format!("More keys: coordinator key create{elsewhere}"));
     }
     wait_for_signal().await;
     tracing::info!("stopping");
