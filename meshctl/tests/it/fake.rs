@@ -197,7 +197,7 @@ where
 }
 
 impl Fake {
-    pub(crate) fn new() -> FakeBuilder {
+    pub(crate) fn bare() -> FakeBuilder {
         FakeBuilder {
             canned: Canned::new(),
             gateway: None,
@@ -207,7 +207,7 @@ impl Fake {
 
     /// A daemon that runs, with the usual peers and problems.
     pub(crate) fn running() -> FakeBuilder {
-        Self::new().json("GET", PATH_STATUS, &status_running())
+        Self::bare().json("GET", PATH_STATUS, &status_running())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -88,7 +88,7 @@ const STREAM: &str = concat!(
 );
 
 fn chatting(status: u16, body: &str) -> FakeBuilder {
-    Fake::new()
+    Fake::bare()
         .json("GET", PATH_MODELS, &catalogue())
         .gateway(status, body)
 }
@@ -195,7 +195,7 @@ fn run_prints_what_came_and_then_why_it_broke_off() {
 fn run_needs_a_mesh() {
     let mut all = String::new();
     for state in [RunState::NeedsLogin, RunState::Stopped, RunState::Starting] {
-        let fake = Fake::new()
+        let fake = Fake::bare()
             .json("GET", PATH_STATUS, &status_of(state))
             .start();
         all.push_str(&fake.meshctl(&["run", "llama3.2", "hi"]));
