@@ -28,7 +28,7 @@ fn units_expose_little() {
 #[test]
 fn scripts_are_shell_and_can_be_run() {
     use std::os::unix::fs::PermissionsExt as _;
-    let mut scripts = vec![packaging().join("assets.sh")];
+    let mut scripts = vec![packaging().join("assets.sh"), packaging().join("check.sh")];
     for package in ["proxima", "proxima-coordinator"] {
         for script in ["postinst", "prerm", "postrm"] {
             scripts.push(packaging().join("deb").join(package).join(script));
