@@ -112,8 +112,8 @@ fn spawn_daemon(socket: &Path) -> Result<Started, Failure> {
         )
         .with_fix("sudo meshctl up"));
     }
-    let dir =
-        std::env::var_os("MESHD_STATE_DIR").map_or_else(|| PathBuf::from(STATE_DIR), PathBuf::from);
+    let own_dir = std::env::var_os("MESHD_STATE_DIR").map(PathBuf::from);
+    let dir = own_dir.clone().unwrap_or_else(|| PathBuf::from(STATE_DIR));
     let log = dir.join("meshd.log");
     let cannot = |err: std::io::Error| {
         not_running(format!("cannot start meshd: {}: {err}", log.display()))
@@ -142,6 +142,9 @@ fn spawn_daemon(socket: &Path) -> Result<Started, Failure> {
     }
     if !is_default_socket(socket) {
         command.arg("--socket").arg(socket);
+    }
+    if let Some(dir) = own_dir {
+        command.arg("--state-dir").arg(dir);
     }
     let child = command
         .current_dir("/")

@@ -340,7 +340,11 @@ impl Chat<'_> {
             }
             None => {
                 self.output.hint("\n(stopped)");
-                history.push(Message::assistant(answer.text));
+                if answer.text.is_empty() {
+                    history.pop();
+                } else {
+                    history.push(Message::assistant(answer.text));
+                }
             }
         }
         Ok(())

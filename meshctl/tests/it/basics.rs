@@ -79,7 +79,7 @@ fn one_without_rights_learns_which_command_helps() {
 
 #[test]
 fn a_daemon_of_another_kind_is_named_as_the_reason() {
-    let fake = Fake::new()
+    let fake = Fake::bare()
         .json(
             "GET",
             PATH_STATUS,
@@ -126,7 +126,7 @@ fn colours_reach_no_pipe() {
 
 #[test]
 fn versions_of_both_programs_are_shown() {
-    let fake = Fake::new()
+    let fake = Fake::bare()
         .json("GET", PATH_STATUS, &status_of(RunState::Stopped))
         .start();
     assert_snapshot!("version", fake.both(&["version"]));

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::pin::Pin;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh_proto::control::ErrorBody;
@@ -38,6 +41,7 @@ pub(crate) struct Fake {
 pub(crate) struct FakeBuilder {
     canned: Canned,
     gateway: Option<(u16, Vec<u8>)>,
+    hangs_up: Option<mpsc::Sender<()>>,
     socket_name: &'static str,
 }
 
@@ -80,6 +84,12 @@ impl FakeBuilder {
         self
     }
 
+    /// The gateway's answers never end; a caller that goes away is told to `sender`.
+    pub(crate) fn endless(mut self, sender: mpsc::Sender<()>) -> Self {
+        self.hangs_up = Some(sender);
+        self
+    }
+
     /// Listens under another name than `meshctl` looks for.
     pub(crate) fn hidden(mut self) -> Self {
         self.socket_name = "hidden.sock";
@@ -103,12 +113,14 @@ impl FakeBuilder {
             gateway = Some(ip);
             let canned: Canned = [("POST /api/chat".to_owned(), (status, body))].into();
             let asked = Arc::clone(&asked);
+            let hangs_up = self.hangs_up.take();
             runtime.spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
                     tokio::spawn(serve(
                         TokioIo::new(stream),
                         canned.clone(),
                         Arc::clone(&asked),
+                        hangs_up.clone(),
                     ));
                 }
             });
@@ -131,6 +143,7 @@ impl FakeBuilder {
                     TokioIo::new(stream),
                     canned.clone(),
                     Arc::clone(&seen),
+                    None,
                 ));
             }
         });
@@ -156,12 +169,42 @@ fn own_ip() -> Ipv4Addr {
     )
 }
 
-async fn serve<S>(stream: TokioIo<S>, canned: Canned, asked: Asked)
+/// A canned body; one with `hold` never ends, and tells when it is dropped.
+struct CannedBody {
+    bytes: Option<Bytes>,
+    hold: Option<mpsc::Sender<()>>,
+}
+
+impl hyper::body::Body for CannedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match (self.bytes.take(), &self.hold) {
+            (Some(bytes), _) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            (None, Some(_)) => Poll::Pending,
+            (None, None) => Poll::Ready(None),
+        }
+    }
+}
+
+impl Drop for CannedBody {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            let _ = hold.send(());
+        }
+    }
+}
+
+async fn serve<S>(stream: TokioIo<S>, canned: Canned, asked: Asked, hold: Option<mpsc::Sender<()>>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let (canned, asked) = (canned.clone(), Arc::clone(&asked));
+        let (canned, asked, hold) = (canned.clone(), Arc::clone(&asked), hold.clone());
         async move {
             let key = format!("{} {}", request.method(), request.uri().path());
             let full = format!("{} {}", request.method(), request.uri());
@@ -183,7 +226,8 @@ where
                     .unwrap(),
                 )
             });
-            let mut answer = Response::new(Full::new(Bytes::from(body)));
+            let bytes = (!body.is_empty()).then(|| Bytes::from(body));
+            let mut answer = Response::new(CannedBody { bytes, hold });
             *answer.status_mut() = http::StatusCode::from_u16(status).unwrap();
             answer
                 .headers_mut()
@@ -197,17 +241,18 @@ where
 }
 
 impl Fake {
-    pub(crate) fn new() -> FakeBuilder {
+    pub(crate) fn bare() -> FakeBuilder {
         FakeBuilder {
             canned: Canned::new(),
             gateway: None,
+            hangs_up: None,
             socket_name: "meshd.sock",
         }
     }
 
     /// A daemon that runs, with the usual peers and problems.
     pub(crate) fn running() -> FakeBuilder {
-        Self::new().json("GET", PATH_STATUS, &status_running())
+        Self::bare().json("GET", PATH_STATUS, &status_running())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -311,6 +356,69 @@ impl Meshctl {
         // Which command starts the daemon depends on the machine.
         text.replace("sudo systemctl start meshd", "[START]")
             .replace("sudo meshctl up\n", "[START]\n")
+    }
+}
+
+/// `meshctl` on a terminal of its own, by util-linux's `script`.
+pub(crate) struct Terminal {
+    child: Child,
+    keys: ChildStdin,
+    seen: Arc<(Mutex<String>, Condvar)>,
+}
+
+impl Terminal {
+    pub(crate) fn open(fake: &Fake, args: &str) -> Self {
+        let mut child = Command::new("/usr/bin/script")
+            .args([
+                "-qec",
+                &format!("exec {} {args}", env!("CARGO_BIN_EXE_meshctl")),
+                "/dev/null",
+            ])
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("TERM", "dumb")
+            .env("MESHD_SOCKET", fake.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let keys = child.stdin.take().unwrap();
+        let mut screen = child.stdout.take().unwrap();
+        let seen = Arc::new((Mutex::new(String::new()), Condvar::new()));
+        let shown = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = screen.read(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..n]).replace('\r', "");
+                shown.0.lock().unwrap().push_str(&text);
+                shown.1.notify_all();
+            }
+        });
+        Self { child, keys, seen }
+    }
+
+    pub(crate) fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.keys.flush().unwrap();
+    }
+
+    /// Waits until `text` was shown `n` times.
+    pub(crate) fn await_text(&self, text: &str, n: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut seen = self.seen.0.lock().unwrap();
+        while seen.matches(text).count() < n {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "`{text}` did not come {n} times: {seen}");
+            seen = self.seen.1.wait_timeout(seen, left).unwrap().0;
+        }
+    }
+
+    /// Waits for the end; gives the exit code and all that was shown.
+    pub(crate) fn close(mut self) -> (Option<i32>, String) {
+        drop(self.keys);
+        let code = self.child.wait().unwrap().code();
+        let seen = self.seen.0.lock().unwrap().clone();
+        (code, seen)
     }
 }
 

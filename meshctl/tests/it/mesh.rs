@@ -49,7 +49,7 @@ fn status_ends_with_problems_and_their_cures() {
             fix: Some("meshctl dns".to_owned()),
         },
     ];
-    let fake = Fake::new().json("GET", PATH_STATUS, &status).start();
+    let fake = Fake::bare().json("GET", PATH_STATUS, &status).start();
     assert_snapshot!("status_with_problems", fake.meshctl(&["status"]));
     assert_snapshot!(
         "check_ready_degraded",
@@ -66,7 +66,7 @@ fn each_state_has_its_sentence_its_next_step_and_its_exit_code() {
         RunState::Starting,
         RunState::Refused,
     ] {
-        let fake = Fake::new()
+        let fake = Fake::bare()
             .json("GET", PATH_STATUS, &status_of(state))
             .start();
         all.push_str(&fake.meshctl(&["status"]));
@@ -97,7 +97,7 @@ fn a_hostile_name_cannot_steer_the_terminal() {
         message: "bad \u{1b}[2J\u{9b}31m thing".to_owned(),
         fix: None,
     }];
-    let fake = Fake::new().json("GET", PATH_STATUS, &status).start();
+    let fake = Fake::bare().json("GET", PATH_STATUS, &status).start();
     let text = fake.meshctl(&["status"]);
     assert!(
         !text.contains('\u{1b}') && !text.contains('\u{9b}'),
@@ -128,7 +128,7 @@ fn wait_ends_when_the_state_is_reached() {
 fn wait_gives_up_and_says_on_what() {
     let mut all = String::new();
     for state in [RunState::NeedsLogin, RunState::Stopped, RunState::Starting] {
-        let fake = Fake::new()
+        let fake = Fake::bare()
             .json("GET", PATH_STATUS, &status_of(state))
             .start();
         all.push_str(&fake.meshctl(&["wait", "--timeout", "1ms"]));
@@ -137,7 +137,7 @@ fn wait_gives_up_and_says_on_what() {
     if let Some(coordinator) = &mut status.coordinator {
         coordinator.is_connected = false;
     }
-    let fake = Fake::new().json("GET", PATH_STATUS, &status).start();
+    let fake = Fake::bare().json("GET", PATH_STATUS, &status).start();
     all.push_str(&fake.meshctl(&["wait", "--for", "ready", "--timeout", "1ms"]));
     assert_snapshot!("wait_gives_up", all);
 }

@@ -1,10 +1,12 @@
 //! Using models: the catalogue and the chat.
 
+use std::time::Duration;
+
 use insta::assert_snapshot;
 use mesh_proto::local::*;
 use mesh_proto::share::{BackendApi, Digest};
 
-use crate::fake::{Fake, FakeBuilder, Meshctl, node_id, status_of};
+use crate::fake::{Fake, FakeBuilder, Terminal, node_id, status_of};
 
 fn host(n: u8, name: &str) -> ModelHost {
     ModelHost {
@@ -88,7 +90,7 @@ const STREAM: &str = concat!(
 );
 
 fn chatting(status: u16, body: &str) -> FakeBuilder {
-    Fake::new()
+    Fake::bare()
         .json("GET", PATH_MODELS, &catalogue())
         .gateway(status, body)
 }
@@ -195,7 +197,7 @@ fn run_prints_what_came_and_then_why_it_broke_off() {
 fn run_needs_a_mesh() {
     let mut all = String::new();
     for state in [RunState::NeedsLogin, RunState::Stopped, RunState::Starting] {
-        let fake = Fake::new()
+        let fake = Fake::bare()
             .json("GET", PATH_STATUS, &status_of(state))
             .start();
         all.push_str(&fake.meshctl(&["run", "llama3.2", "hi"]));
@@ -203,30 +205,29 @@ fn run_needs_a_mesh() {
     assert_snapshot!("run_not_up", all);
 }
 
-/// On a terminal of its own, by util-linux's `script`.
-fn on_terminal(fake: &Fake, args: &str, keys: &str) -> String {
-    let command = format!("{} {args}", env!("CARGO_BIN_EXE_meshctl"));
-    let text = Meshctl::new(&fake.socket())
-        .program("/usr/bin/script".into())
-        .env("TERM", "dumb")
-        .stdin(keys)
-        .run(&["-qec", &command, "/dev/null"]);
-    text.replace('\r', "")
-}
+const PROMPT: &str = ">>> ";
 
 #[test]
 fn a_conversation_keeps_its_history_until_it_is_cleared() {
     let fake = chatting(200, STREAM).start();
-    let text = on_terminal(
-        &fake,
-        "run llama3.2",
-        "hello\nand then?\n/clear\nagain\n/bye\n",
+    let mut terminal = Terminal::open(&fake, "run llama3.2");
+    for (n, keys) in ["hello\n", "and then?\n", "/clear\n", "again\n", "/bye\n"]
+        .into_iter()
+        .enumerate()
+    {
+        terminal.await_text(PROMPT, n + 1);
+        terminal.press(keys);
+    }
+    let (code, shown) = terminal.close();
+    assert_eq!(code, Some(0), "{shown}");
+    assert_eq!(
+        shown.matches("It is scattered light.").count(),
+        3,
+        "{shown}"
     );
-    assert!(text.contains("[exit 0]"), "{text}");
-    assert_eq!(text.matches("It is scattered light.").count(), 3, "{text}");
     assert!(
-        text.contains("easy"),
-        "thoughts are shown on a terminal: {text}"
+        shown.contains("easy"),
+        "thoughts are shown on a terminal: {shown}"
     );
     let chats: Vec<String> = fake
         .asked()
@@ -249,11 +250,43 @@ fn a_conversation_keeps_its_history_until_it_is_cleared() {
 }
 
 #[test]
+fn ctrl_c_stops_the_answer_and_not_the_conversation_and_ctrl_d_ends_it() {
+    let (sender, hung_up) = std::sync::mpsc::channel();
+    let half: String = STREAM.split_inclusive('\n').take(2).collect();
+    let fake = chatting(200, &half).endless(sender).start();
+    let mut terminal = Terminal::open(&fake, "run llama3.2");
+    terminal.await_text(PROMPT, 1);
+    terminal.press("hello\n");
+    terminal.await_text("It is ", 1);
+    terminal.press("\u{3}");
+    hung_up.recv_timeout(Duration::from_secs(20)).unwrap();
+    terminal.await_text(PROMPT, 2);
+    terminal.press("\u{3}");
+    terminal.await_text("Ctrl-D or /bye", 1);
+    terminal.press("\u{4}");
+    let (code, shown) = terminal.close();
+    assert_eq!(code, Some(0), "{shown}");
+}
+
+#[test]
 fn a_conversation_with_an_unknown_model_does_not_begin() {
     let fake = chatting(200, STREAM).start();
-    let text = on_terminal(&fake, "run lama3.2", "hello\n");
+    let (code, shown) = Terminal::open(&fake, "run lama3.2").close();
+    assert_eq!(code, Some(5), "{shown}");
+    assert!(shown.contains("did you mean llama3.2?"), "{shown}");
+}
+
+#[test]
+fn a_model_cannot_steer_the_terminal() {
+    let answer = STREAM.replace("scattered light", "\\u001b[2Jscattered");
+    let fake = chatting(200, &answer).start();
+    let mut terminal = Terminal::open(&fake, "run llama3.2");
+    terminal.await_text(PROMPT, 1);
+    terminal.press("hello\n");
+    terminal.await_text(PROMPT, 2);
+    let (_, shown) = terminal.close();
     assert!(
-        text.contains("[exit 5]") && text.contains("did you mean llama3.2?"),
-        "{text}"
+        shown.contains("[2Jscattered") && !shown.contains("\u{1b}[2J"),
+        "{shown:?}"
     );
 }

@@ -133,7 +133,7 @@ fn up_says_what_is_missing() {
         )
         .start();
     assert_snapshot!("up_timeout", fake.meshctl(&["up", "--timeout", "3s"]));
-    let fake = Fake::new()
+    let fake = Fake::bare()
         .json("POST", PATH_UP, &status_of(RunState::Starting))
         .start();
     assert_snapshot!("up_starting", fake.meshctl(&["up"]));
@@ -169,7 +169,11 @@ fn up_starts_a_daemon_that_is_not_running_and_says_so() {
     let log = std::fs::read_to_string(dir.join("state/meshd.log")).unwrap();
     assert_eq!(
         log,
-        format!("started --socket {}\n", fake.socket().display())
+        format!(
+            "started --socket {} --state-dir {}\n",
+            fake.socket().display(),
+            dir.join("state").display()
+        )
     );
 }
 

@@ -109,11 +109,15 @@ impl LocalServer {
             .parent()
             .filter(|dir| !dir.as_os_str().is_empty())
             .unwrap_or_else(|| Path::new("."));
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(DIR_MODE)
-            .create(dir)
-            .map_err(io)?;
+        if !dir.exists() {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(DIR_MODE)
+                .create(dir)
+                .map_err(io)?;
+            // Whatever the umask says: the group must get through.
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(DIR_MODE)).map_err(io)?;
+        }
         // Readable by nobody else: whoever can open a file can also hold its lock, and so keep a daemon from starting.
         let lock = File::options()
             .write(true)
@@ -148,10 +152,11 @@ impl LocalServer {
             Ok(()) | Err(_) => {}
         }
         let listener = UnixListener::bind(&fresh).map_err(io)?;
-        let own_uid = std::fs::metadata(&fresh).map_err(io)?.uid();
+        let made = std::fs::metadata(&fresh).map_err(io)?;
         std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(SOCKET_MODE))
             .map_err(io)?;
         if let Some(gid) = group_id(SOCKET_GROUP)
+            && gid != made.gid()
             && let Err(err) = std::os::unix::fs::chown(&fresh, None, Some(gid))
         {
             warn!(%err, group = SOCKET_GROUP, "the control socket stays with the daemon's own group");
@@ -160,7 +165,7 @@ impl LocalServer {
         Ok(Self {
             listener,
             path,
-            own_uid,
+            own_uid: made.uid(),
             _lock: lock,
         })
     }
