@@ -1,2 +1,46 @@
-//! x
-fn main() {}
+//! The coordinator's command line: `serve`, and the operator's commands that talk to it.
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod commands;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command};
+use crate::client::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("PROXIMA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(err) => return output::fail(&Failure::other(err)),
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => commands::serve::run(args).await,
+            Command::Key { command } => commands::key::run(command).await,
+            Command::Node { command } => commands::node::run(command).await,
+            Command::User { command } => commands::user::run(command).await,
+            Command::Health(access) => commands::health::run(access).await,
+            Command::Completions { shell } => commands::manual::completions(shell),
+            Command::Man => commands::manual::man(),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output::fail(&failure),
+    }
+}

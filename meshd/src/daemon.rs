@@ -1,1 +1,424 @@
-//! Part of the daemon.
+//! The one loop of the daemon: takes what comes in, tells the engine, and carries out what follows.
+
+mod api;
+mod command;
+mod map;
+mod overlay;
+mod session;
+mod status;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mesh_proto::control::code;
+use mesh_proto::local::{Problem, RunState, Settings};
+use mesh_proto::share::HostOffers;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::control::{ControlError, ControlEvent};
+use crate::dataplane::DataplaneInput;
+use crate::inventory::{Inventory, ShareConfig};
+use crate::local::{LocalError, LocalServer};
+use crate::os::linux::links::Changes;
+use crate::os::linux::names;
+use crate::state_dir::{Membership, StateDir};
+use crate::view::{Liveness, View};
+
+use api::Api;
+use command::{Answer, Command};
+use session::Session;
+
+/// Commands that wait for the loop.
+const N_COMMANDS: usize = 64;
+/// How often metrics are folded.
+const UPKEEP: Duration = Duration::from_secs(15);
+/// A join, logout or rotation must end within this.
+const TALK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Everything that the loop takes in.
+#[derive(Debug)]
+enum Input {
+    Command(Command),
+    Control(ControlEvent),
+    Dataplane(anyhow::Result<DataplaneInput>),
+    Talked(Talk),
+    Offers,
+    Network,
+    Deadline,
+    Upkeep,
+    Shutdown,
+}
+
+/// The outcome of a talk with the coordinator that a command started.
+#[derive(Debug)]
+enum Talk {
+    Joined(Result<Membership, ControlError>),
+    LoggedOut(Result<(), ControlError>),
+    Rotated(Result<mesh_proto::key::NodePrivateKey, ControlError>),
+}
+
+/// Runs the daemon until it is cancelled.
+///
+/// # Errors
+/// When it cannot start (state directory, control socket), or its data plane broke.
+pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
+    crate::metrics::install();
+    let state = StateDir::open(&config.state_dir)?;
+    let server = LocalServer::bind(&config.socket)
+        .with_context(|| format!("control socket {}", config.socket.display()))?;
+    names::undo_leftovers(&names::System::host(state.root())).await;
+    let (commands, commands_rx) = mpsc::channel(N_COMMANDS);
+    let mut daemon = Daemon::new(config, state, commands_rx)?;
+    let api = Arc::new(Api::new(
+        commands,
+        daemon.run_state.subscribe(),
+        daemon.view.subscribe(),
+        Arc::clone(&daemon.liveness),
+    ));
+    let serving = tokio::spawn(server.run(api, cancel.clone()));
+    let outcome = daemon.run(cancel.clone()).await;
+    cancel.cancel();
+    daemon.stop_session().await;
+    serving.await.context("the control socket's task broke")?;
+    outcome
+}
+
+/// The state of the loop.
+struct Daemon {
+    config: Config,
+    state: StateDir,
+    settings: Settings,
+    commands: mpsc::Receiver<Command>,
+    run_state: watch::Sender<RunState>,
+    view: watch::Sender<Option<Arc<View>>>,
+    share: watch::Sender<ShareConfig>,
+    liveness: Arc<Liveness>,
+    inventory: Inventory,
+    changes: Option<Changes>,
+    upkeep: tokio::time::Interval,
+    session: Option<Session>,
+    /// The talk under way and who waits for it; one at a time.
+    talk: Option<(tokio::task::JoinHandle<Talk>, Answer<()>)>,
+    /// Why the node is refused, or why the overlay could not be made.
+    trouble: Option<Problem>,
+}
+
+impl Daemon {
+    fn new(
+        config: Config,
+        state: StateDir,
+        commands: mpsc::Receiver<Command>,
+    ) -> anyhow::Result<Self> {
+        let settings = state.settings()?;
+        let share = watch::Sender::new(state.share()?);
+        let inventory = Inventory::start(share.subscribe());
+        let changes = Changes::listen(None)
+            .inspect_err(|err| tracing::warn!(%err, "cannot watch the network"))
+            .ok();
+        Ok(Self {
+            run_state: watch::Sender::new(RunState::NeedsLogin),
+            view: watch::Sender::new(None),
+            liveness: Arc::default(),
+            session: None,
+            talk: None,
+            trouble: None,
+            config,
+            state,
+            settings,
+            commands,
+            share,
+            inventory,
+            changes,
+            upkeep: tokio::time::interval(UPKEEP),
+        })
+    }
+
+    async fn run(&mut self, cancel: CancellationToken) -> anyhow::Result<()> {
+        if let Some(membership) = self.state.membership()? {
+            self.run_state.send_replace(RunState::Stopped);
+            if self.state.is_on()? {
+                self.start_session(membership).await?;
+            }
+        }
+        tracing::info!(state = ?*self.run_state.borrow(), "meshd is ready");
+        loop {
+            match self.next_input(&cancel).await {
+                Input::Shutdown => return Ok(()),
+                Input::Command(command) => self.on_command(command).await,
+                Input::Control(event) => self.on_control(event).await?,
+                Input::Dataplane(input) => {
+                    self.on_dataplane(input.context("the data plane broke")?)
+                }
+                Input::Talked(talk) => self.on_talked(talk).await,
+                Input::Offers => self.on_offers(),
+                Input::Network => self.on_network().await,
+                Input::Deadline => self.on_deadline(),
+                Input::Upkeep => crate::metrics::upkeep(),
+            }
+            self.drain();
+        }
+    }
+
+    async fn next_input(&mut self, cancel: &CancellationToken) -> Input {
+        let deadline = self.session.as_ref().and_then(Session::deadline);
+        let (events, dataplane) = match &mut self.session {
+            Some(session) => (
+                Some(&mut session.events),
+                session
+                    .overlay
+                    .as_mut()
+                    .map(|overlay| &mut overlay.dataplane),
+            ),
+            None => (None, None),
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Input::Shutdown,
+            input = maybe(dataplane, async |dataplane| dataplane.poll().await) => Input::Dataplane(input),
+            () = until(deadline) => Input::Deadline,
+            Some(event) = maybe(events, async |events| events.recv().await) => Input::Control(event),
+            Some(command) = self.commands.recv() => Input::Command(command),
+            talk = maybe(self.talk.as_mut(), async |(talk, _)| talk.await) => match talk {
+                Ok(talk) => Input::Talked(talk),
+                Err(err) => Input::Talked(Talk::Joined(Err(ControlError::BadReply { url: String::new(), reason: err.to_string() }))),
+            },
+            Ok(()) = self.inventory.offers.changed() => Input::Offers,
+            _ = self.upkeep.tick() => Input::Upkeep,
+            Some(()) = maybe(self.changes.as_mut(), async |changes| changes.next().await) => Input::Network,
+        }
+    }
+
+    fn on_dataplane(&mut self, input: DataplaneInput) {
+        let now = Instant::now();
+        let Some(overlay) = self
+            .session
+            .as_mut()
+            .and_then(|session| session.overlay.as_mut())
+        else {
+            return;
+        };
+        match input {
+            DataplaneInput::Datagram { from, bytes } => {
+                overlay.engine.handle_udp(now, from, &bytes)
+            }
+            DataplaneInput::Plane(event) => overlay.engine.handle_plane(now, event),
+        }
+    }
+
+    fn on_deadline(&mut self) {
+        let now = Instant::now();
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if let Some(overlay) = &mut session.overlay {
+            overlay.engine.handle_timeout(now);
+        }
+        if session.expire_peers() {
+            self.publish_view();
+        }
+    }
+
+    /// Carries out what the engine wants after it was told something.
+    fn drain(&mut self) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.drain() {
+            session.report(&self.inventory.offers.borrow());
+        }
+    }
+
+    fn on_offers(&mut self) {
+        let offers: Arc<HostOffers> = self.inventory.offers.borrow_and_update().clone();
+        if let Some(session) = &mut self.session {
+            session.report(&offers);
+            self.publish_view();
+        }
+    }
+
+    async fn on_network(&mut self) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.on_network(Instant::now()).await {
+            session.report(&self.inventory.offers.borrow());
+        }
+    }
+
+    async fn on_control(&mut self, event: ControlEvent) -> anyhow::Result<()> {
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
+        let refused = match &event {
+            ControlEvent::Disconnected { error } if error.needs_person() => Some(error.to_string()),
+            ControlEvent::Disconnected { .. }
+            | ControlEvent::Connected { .. }
+            | ControlEvent::Frame { .. } => None,
+        };
+        let is_changed = session.on_event(event, &self.state);
+        session.report(&self.inventory.offers.borrow());
+        if let Some(message) = refused {
+            tracing::error!(message, "the coordinator refuses this node");
+            self.stop_session().await;
+            self.trouble = Some(Problem {
+                code: "refused".to_owned(),
+                message,
+                fix: Some("meshctl up --auth-key pxk_…".to_owned()),
+            });
+            self.run_state.send_replace(RunState::Refused);
+            return Ok(());
+        }
+        if is_changed {
+            self.use_map().await;
+        }
+        Ok(())
+    }
+
+    /// Brings the overlay in line with the map; makes it when there is none.
+    async fn use_map(&mut self) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let parts = overlay::Parts {
+            config: &self.config,
+            state: &self.state,
+            settings: &self.settings,
+            view: &self.view,
+            liveness: &self.liveness,
+            inventory: &self.inventory,
+        };
+        session.publish_view(&self.view, &self.settings, &self.inventory.offers.borrow());
+        match session.use_map(&parts).await {
+            Ok(()) => {
+                self.trouble = None;
+                self.run_state.send_replace(RunState::Running);
+                session.report(&self.inventory.offers.borrow());
+            }
+            Err(err) => {
+                let message = format!("{err:#}");
+                tracing::error!(err = message, "cannot bring the overlay up");
+                self.trouble = Some(Problem {
+                    code: "overlay_failed".to_owned(),
+                    message,
+                    fix: None,
+                });
+                self.run_state.send_replace(RunState::Starting);
+            }
+        }
+    }
+
+    fn publish_view(&self) {
+        if let Some(session) = &self.session {
+            session.publish_view(&self.view, &self.settings, &self.inventory.offers.borrow());
+        }
+    }
+
+    async fn start_session(&mut self, membership: Membership) -> anyhow::Result<()> {
+        self.stop_session().await;
+        let session = Session::start(membership, &self.state)?;
+        let has_map = session.has_map();
+        self.session = Some(session);
+        self.trouble = None;
+        self.run_state.send_replace(RunState::Starting);
+        if has_map {
+            self.use_map().await;
+        }
+        Ok(())
+    }
+
+    async fn stop_session(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.stop().await;
+        }
+        self.view.send_replace(None);
+    }
+
+    async fn on_talked(&mut self, talk: Talk) {
+        let answer = self.talk.take().map(|(_, answer)| answer);
+        let result = match talk {
+            Talk::Joined(Ok(membership)) => self.on_joined(membership).await,
+            Talk::LoggedOut(told) => self.on_logged_out(told).await,
+            Talk::Rotated(Ok(node_key)) => self.on_rotated(&node_key),
+            Talk::Joined(Err(err)) | Talk::Rotated(Err(err)) => Err(control_error(err)),
+        };
+        if let Some(answer) = answer {
+            // Nobody waits any more when the caller went away; the outcome stands all the same.
+            let _ = answer.send(result);
+        }
+    }
+
+    async fn on_joined(&mut self, membership: Membership) -> Result<(), LocalError> {
+        tracing::info!(node = %membership.node_id, name = %membership.name, "joined");
+        self.state.set_membership(&membership).map_err(internal)?;
+        self.state.set_on(true).map_err(internal)?;
+        self.start_session(membership).await.map_err(internal)
+    }
+
+    async fn on_logged_out(&mut self, told: Result<(), ControlError>) -> Result<(), LocalError> {
+        self.stop_session().await;
+        self.state.forget().map_err(internal)?;
+        self.trouble = None;
+        self.run_state.send_replace(RunState::NeedsLogin);
+        match told {
+            Err(err) if !err.needs_person() => {
+                tracing::warn!(%err, "left, but the coordinator could not be told; it lists the node until its key expires");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        Ok(())
+    }
+
+    fn on_rotated(&mut self, node_key: &mesh_proto::key::NodePrivateKey) -> Result<(), LocalError> {
+        self.state.set_node_key(node_key).map_err(internal)?;
+        if let Some(overlay) = self
+            .session
+            .as_mut()
+            .and_then(|session| session.overlay.as_mut())
+        {
+            overlay.engine.handle_control(
+                Instant::now(),
+                mesh_engine::Update::NodeKey(node_key.clone()),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Waits for something that may not be there; never ends when it is not.
+async fn maybe<T, R>(source: Option<&mut T>, wait: impl AsyncFnOnce(&mut T) -> R) -> R {
+    match source {
+        Some(source) => wait(source).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn internal(err: impl Into<anyhow::Error>) -> LocalError {
+    LocalError::new(code::INTERNAL, format!("{:#}", err.into()))
+}
+
+fn control_error(err: ControlError) -> LocalError {
+    match err {
+        ControlError::Refused { code, message } => LocalError::from_wire(&code, message),
+        ControlError::Unreachable { .. }
+        | ControlError::Impostor { .. }
+        | ControlError::BadReply { .. } => LocalError::new(code::UNAVAILABLE, err.to_string()),
+    }
+}
+
+/// The machine's host name, as the kernel has it.
+fn hostname() -> String {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    read(Path::new("/proc/sys/kernel/hostname"))
+        .map_or_else(|| "node".to_owned(), |name| name.trim().to_owned())
+}

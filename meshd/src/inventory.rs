@@ -1,1 +1,337 @@
-//! Part of the daemon.
+//! What this machine can share: its model servers, their models, its GPUs. Watched, and told on change only.
+
+mod listen;
+mod nvml;
+mod pattern;
+mod probe;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_proto::local::BackendStatus;
+use mesh_proto::share::{Audience, BackendApi, Gpu, HostOffers, N_MODELS_MAX, Offer};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use nvml::GpuReader;
+use probe::{Miss, Probe};
+
+/// How often the model servers are asked.
+const POLL: Duration = Duration::from_secs(2);
+/// How often the GPUs are read.
+const POLL_GPUS: Duration = Duration::from_secs(10);
+/// How many answers in a row a busy server may owe before its models go; one that refuses connections has none.
+const N_SILENT_MAX: u32 = 2;
+/// Where model servers listen when nobody says otherwise: Ollama, llama-server, vLLM, LM Studio.
+const USUAL: [&str; 4] = [
+    "http://127.0.0.1:11434",
+    "http://127.0.0.1:8080",
+    "http://127.0.0.1:8000",
+    "http://127.0.0.1:1234",
+];
+
+/// What the owner shares, as `meshctl share` sets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShareConfig {
+    /// Sharing on or off.
+    pub is_on: bool,
+    /// Patterns of model names to share (`llama3*`); all when empty.
+    pub models: Vec<String>,
+    /// With whom.
+    pub audience: Audience,
+    /// How many requests to work on at once.
+    pub n_slots: u32,
+    /// Backends by URL; found by themselves when empty.
+    pub backends: Vec<String>,
+}
+
+impl Default for ShareConfig {
+    fn default() -> Self {
+        Self {
+            is_on: false,
+            models: Vec::new(),
+            audience: Audience::default(),
+            n_slots: 2,
+            backends: Vec::new(),
+        }
+    }
+}
+
+/// All that is known of this machine as a host.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InventoryStatus {
+    /// What the owner set.
+    pub config: ShareConfig,
+    /// The model servers that answer, and the set ones that do not.
+    pub backends: Vec<Backend>,
+    /// The models that may be used from the mesh, sorted by name; empty while sharing is off.
+    pub shared: Vec<Shared>,
+    /// The GPUs.
+    pub gpus: Vec<Gpu>,
+}
+
+impl InventoryStatus {
+    /// What the control socket shows of the model servers.
+    #[must_use]
+    pub fn backend_statuses(&self) -> Vec<BackendStatus> {
+        self.backends
+            .iter()
+            .map(|backend| BackendStatus {
+                url: backend.url.clone(),
+                api: backend.api,
+                n_models: backend.models.len(),
+                error: backend.error.clone(),
+                warning: backend.warning.clone(),
+            })
+            .collect()
+    }
+
+    /// What the mesh is told.
+    #[must_use]
+    pub fn offers(&self) -> HostOffers {
+        if !self.config.is_on {
+            return HostOffers::default();
+        }
+        HostOffers {
+            models: self.shared.iter().map(|s| s.offer.clone()).collect(),
+            gpus: self.gpus.iter().map(public_gpu).collect(),
+            audience: self.config.audience.clone(),
+            n_slots: self.config.n_slots.max(1),
+        }
+    }
+}
+
+/// The lasting facts of a card: figures that move would make each reading a change for the whole mesh.
+fn public_gpu(gpu: &Gpu) -> Gpu {
+    Gpu {
+        name: gpu.name.clone(),
+        memory_total_bytes: gpu.memory_total_bytes,
+        driver: gpu.driver.clone(),
+        cuda: gpu.cuda.clone(),
+        is_mig: gpu.is_mig,
+        ..Gpu::default()
+    }
+}
+
+/// A model server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backend {
+    /// Where it listens, as an owner writes it.
+    pub url: String,
+    /// Where it listens, as `host:port`.
+    pub authority: String,
+    /// What it speaks.
+    pub api: BackendApi,
+    /// All its models, shared or not.
+    pub models: Vec<Offer>,
+    /// Why it cannot be used.
+    pub error: Option<String>,
+    /// What its owner should know.
+    pub warning: Option<String>,
+}
+
+/// A model that may be used from the mesh.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shared {
+    /// The model.
+    pub offer: Offer,
+    /// The server that has it, as `host:port`.
+    pub authority: String,
+}
+
+/// The watcher. It stops when this is dropped.
+#[derive(Debug)]
+pub struct Inventory {
+    /// What to tell the mesh; changes only when something in it does.
+    pub offers: watch::Receiver<Arc<HostOffers>>,
+    /// Everything else.
+    pub status: watch::Receiver<Arc<InventoryStatus>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Inventory {
+    /// Begins to watch.
+    #[must_use]
+    pub fn start(share: watch::Receiver<ShareConfig>) -> Self {
+        let (offers_tx, offers) = watch::channel(Arc::new(HostOffers::default()));
+        let (status_tx, status) = watch::channel(Arc::new(InventoryStatus::default()));
+        let watcher = Watcher {
+            share,
+            offers: offers_tx,
+            status: status_tx,
+            silent: BTreeMap::new(),
+            gpus: Vec::new(),
+        };
+        Self {
+            offers,
+            status,
+            _task: AbortOnDropHandle::new(tokio::spawn(watcher.run())),
+        }
+    }
+}
+
+struct Watcher {
+    share: watch::Receiver<ShareConfig>,
+    offers: watch::Sender<Arc<HostOffers>>,
+    status: watch::Sender<Arc<InventoryStatus>>,
+    /// Servers that did not answer of late: what they said last, and how often they owed an answer.
+    silent: BTreeMap<String, (Backend, u32)>,
+    gpus: Vec<Gpu>,
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        let mut reader = Some(GpuReader::default());
+        let mut gpus_due = Instant::now();
+        let mut ticks = tokio::time::interval(POLL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if Instant::now() >= gpus_due {
+                gpus_due = Instant::now() + POLL_GPUS;
+                let mut taken = reader.take().unwrap_or_default();
+                let read = tokio::task::spawn_blocking(move || {
+                    let gpus = taken.read();
+                    (taken, gpus)
+                });
+                if let Ok((taken, gpus)) = read.await {
+                    reader = Some(taken);
+                    self.gpus = gpus;
+                }
+            }
+            self.poll().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                changed = self.share.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn poll(&mut self) {
+        let config = self.share.borrow_and_update().clone();
+        let is_set = !config.backends.is_empty();
+        let urls: Vec<String> = if is_set {
+            config.backends.clone()
+        } else {
+            USUAL.map(str::to_owned).to_vec()
+        };
+        let probes = urls.iter().map(|url| probe::probe(url));
+        let answers = futures_util::future::join_all(probes).await;
+        let exposed = listen::ports_on_all_addresses();
+        let mut backends: Vec<Backend> = Vec::new();
+        for (url, answer) in urls.into_iter().zip(answers) {
+            if let Some(mut backend) = self.settle(url, answer, is_set) {
+                backend.warning = listen::warning(&backend.authority, backend.api, &exposed);
+                backends.push(backend);
+            }
+        }
+        let shared = if config.is_on {
+            select(&backends, &config.models)
+        } else {
+            Vec::new()
+        };
+        self.tell(InventoryStatus {
+            config,
+            backends,
+            shared,
+            gpus: self.gpus.clone(),
+        });
+    }
+
+    fn settle(
+        &mut self,
+        url: String,
+        answer: Result<Probe, Miss>,
+        is_set: bool,
+    ) -> Option<Backend> {
+        match answer {
+            Ok(probe) => {
+                let backend = Backend {
+                    url: url.clone(),
+                    authority: probe.authority,
+                    api: probe.api,
+                    models: probe.models,
+                    error: None,
+                    warning: None,
+                };
+                self.silent.insert(url, (backend.clone(), 0));
+                Some(backend)
+            }
+            Err(Miss::Silent(error)) => {
+                if let Some((last, n_silent)) = self.silent.get_mut(&url)
+                    && *n_silent < N_SILENT_MAX
+                    && last.error.is_none()
+                {
+                    *n_silent += 1;
+                    return Some(last.clone());
+                }
+                self.lost(url, error, is_set)
+            }
+            Err(Miss::Gone(error)) => self.lost(url, error, is_set),
+        }
+    }
+
+    fn lost(&mut self, url: String, error: String, is_set: bool) -> Option<Backend> {
+        let last = self.silent.remove(&url).map(|(last, _)| last);
+        is_set.then(|| Backend {
+            authority: String::new(),
+            api: last.map_or(BackendApi::OpenAi, |last| last.api),
+            models: Vec::new(),
+            error: Some(error),
+            warning: None,
+            url,
+        })
+    }
+
+    fn tell(&self, status: InventoryStatus) {
+        let offers = status.offers();
+        self.status.send_if_modified(|current| {
+            let is_new = **current != status;
+            if is_new {
+                *current = Arc::new(status);
+            }
+            is_new
+        });
+        self.offers.send_if_modified(|current| {
+            let is_new = **current != offers;
+            if is_new {
+                tracing::info!(n_models = offers.models.len(), "offers changed");
+                *current = Arc::new(offers);
+            }
+            is_new
+        });
+    }
+}
+
+/// The models to share: those that a pattern names and no cloud serves, one a name, sorted.
+fn select(backends: &[Backend], patterns: &[String]) -> Vec<Shared> {
+    let mut by_name: BTreeMap<&str, Shared> = BTreeMap::new();
+    for backend in backends {
+        for offer in &backend.models {
+            if !pattern::matches_any(patterns, &offer.model) {
+                continue;
+            }
+            by_name.entry(&offer.model).or_insert_with(|| Shared {
+                offer: offer.clone(),
+                authority: backend.authority.clone(),
+            });
+        }
+    }
+    if by_name.len() > N_MODELS_MAX {
+        tracing::warn!(
+            n_models = by_name.len(),
+            n_max = N_MODELS_MAX,
+            "more models than can be shared"
+        );
+    }
+    by_name.into_values().take(N_MODELS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,88 @@
-//! x
-fn main() {}
+//! The `meshd` program: arguments, log, signals.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use meshd::config::Config;
+use meshd::daemon;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The node daemon of Proxima Network. `meshctl` controls it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Configuration file [default: /etc/proxima/meshd.toml, when it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of keys, membership and the last map
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Control socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Name of the overlay interface
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// UDP port of tunnels; 0 takes a free one
+    #[arg(long, value_name = "PORT")]
+    listen_port: Option<u16>,
+    /// Leave the system's resolver alone
+    #[arg(long)]
+    no_dns: bool,
+    /// Log as JSON lines
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if args.log_json {
+        log.json().init();
+    } else {
+        log.with_ansi(false).init();
+    }
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!(err = format!("{err:#}"), "meshd ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let mut config = Config::load(args.config.as_deref())?;
+    config.state_dir = args.state_dir.unwrap_or(config.state_dir);
+    config.socket = args.socket.unwrap_or(config.socket);
+    config.interface = args.interface.unwrap_or(config.interface);
+    config.listen_port = args.listen_port.unwrap_or(config.listen_port);
+    config.dns = config.dns && !args.no_dns;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .build()?;
+    runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let on_signal = cancel.clone();
+        let signals = tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            on_signal.cancel();
+        });
+        let outcome = daemon::run(config, cancel).await;
+        signals.abort();
+        outcome
+    })
+}

@@ -1,1 +1,122 @@
-//! Part of the daemon.
+//! Every metric of the daemon, defined once. Labels are few and never name a peer.
+
+use std::sync::OnceLock;
+
+use mesh_proto::local::{PathStatus, RunState, Status};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::dataplane::DataplaneStats;
+use crate::gateway::count;
+
+/// 1 while the overlay works.
+pub const UP: &str = "meshd_up";
+/// 1 while the map stream is open.
+pub const COORDINATOR_CONNECTED: &str = "meshd_coordinator_connected";
+/// Peers in the map, by `state`: `online` or `offline`.
+pub const PEERS: &str = "meshd_peers";
+/// Peers with a session.
+pub const SESSIONS: &str = "meshd_sessions";
+/// Bytes of overlay packets, by `direction`: `rx` or `tx`.
+pub const OVERLAY_BYTES: &str = "meshd_overlay_bytes_total";
+/// Overlay packets, by `direction`.
+pub const OVERLAY_PACKETS: &str = "meshd_overlay_packets_total";
+/// Packets and datagrams that went no further, by `reason`.
+pub const DROPS: &str = "meshd_drops_total";
+/// Bounds of the duration histogram, seconds: from a cached answer to a long generation.
+const SECONDS: [f64; 10] = [0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 15.0, 60.0, 240.0, 900.0];
+
+static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Installs the recorder; later calls do nothing.
+pub fn install() {
+    HANDLE.get_or_init(|| {
+        let handle = PrometheusBuilder::new()
+            .set_buckets(&SECONDS)
+            .ok()?
+            .install_recorder()
+            .ok()?;
+        describe_gauge!(UP, "1 while the overlay works");
+        describe_gauge!(COORDINATOR_CONNECTED, "1 while the map stream is open");
+        describe_gauge!(PEERS, "Peers in the map");
+        describe_gauge!(SESSIONS, "Peers with a session");
+        describe_counter!(OVERLAY_BYTES, "Bytes of overlay packets");
+        describe_counter!(OVERLAY_PACKETS, "Overlay packets");
+        describe_counter!(DROPS, "Packets and datagrams that went no further");
+        describe_counter!(
+            count::METRIC_REQUESTS,
+            "Requests that the door passed to a backend"
+        );
+        describe_counter!(
+            count::METRIC_PROMPT_TOKENS,
+            "Prompt tokens that backends counted"
+        );
+        describe_counter!(
+            count::METRIC_OUTPUT_TOKENS,
+            "Output tokens that backends counted"
+        );
+        describe_counter!(count::METRIC_REFUSED, "Requests that the door refused");
+        describe_counter!(
+            count::METRIC_GUEST,
+            "Requests of this machine to the mesh's models"
+        );
+        describe_histogram!(
+            count::METRIC_DURATION,
+            "Duration of requests at the door, seconds"
+        );
+        Some(handle)
+    });
+}
+
+/// Takes the gauges from a status.
+pub fn observe(status: &Status) {
+    gauge!(UP).set(f64::from(u8::from(status.state == RunState::Running)));
+    let is_connected = status
+        .coordinator
+        .as_ref()
+        .is_some_and(|coordinator| coordinator.is_connected);
+    gauge!(COORDINATOR_CONNECTED).set(f64::from(u8::from(is_connected)));
+    let n_online = status.peers.iter().filter(|peer| peer.is_online).count();
+    gauge!(PEERS, "state" => "online").set(count(n_online));
+    gauge!(PEERS, "state" => "offline").set(count(status.peers.len() - n_online));
+    let n_sessions = status
+        .peers
+        .iter()
+        .filter(|peer| matches!(peer.path, PathStatus::Direct { .. }))
+        .count();
+    gauge!(SESSIONS).set(count(n_sessions));
+}
+
+/// Takes the counters of the data plane.
+pub fn observe_dataplane(stats: &DataplaneStats) {
+    for (direction, bytes, packets) in [
+        ("rx", stats.rx_bytes, stats.rx_packets),
+        ("tx", stats.tx_bytes, stats.tx_packets),
+    ] {
+        counter!(OVERLAY_BYTES, "direction" => direction).absolute(bytes);
+        counter!(OVERLAY_PACKETS, "direction" => direction).absolute(packets);
+    }
+    for (reason, n) in stats.drops() {
+        counter!(DROPS, "reason" => reason.label()).absolute(n);
+    }
+}
+
+/// Folds recorded durations into their histograms; without it they would pile up until somebody looks.
+pub fn upkeep() {
+    if let Some(handle) = HANDLE.get().and_then(Option::as_ref) {
+        handle.run_upkeep();
+    }
+}
+
+/// All metrics as Prometheus text.
+#[must_use]
+pub fn render() -> String {
+    HANDLE
+        .get()
+        .and_then(Option::as_ref)
+        .map_or_else(String::new, PrometheusHandle::render)
+}
+
+fn count(n: usize) -> f64 {
+    f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+}

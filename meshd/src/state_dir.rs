@@ -1,1 +1,476 @@
-//! Part of the daemon.
+//! What the daemon keeps on disk: keys, membership, settings and the last signed map. Durable and private.
+//!
+//! The directory is 0700 and its files 0600. A file is replaced by writing a new one beside it, flushing it, renaming it
+//! and flushing the directory, so that a power cut leaves the old or the new content, never half.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use data_encoding::BASE64URL_NOPAD;
+use mesh_proto::id::{NetworkId, NodeId, NodeName};
+use mesh_proto::key::{CoordinatorKey, MachinePrivateKey, NodePrivateKey};
+use mesh_proto::local::Settings;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::inventory::ShareConfig;
+
+const MACHINE_KEY: &str = "machine.key";
+const NODE_KEY: &str = "node.key";
+const MEMBERSHIP: &str = "membership.json";
+const SETTINGS: &str = "settings.json";
+const SHARE: &str = "share.json";
+const SWITCH: &str = "switch.json";
+const NETMAP: &str = "netmap.log";
+const LOCK: &str = "lock";
+
+/// A file of ours is never larger; one that is was not written by us.
+const FILE_LEN_MAX: u64 = 64 << 20;
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Reading or writing failed.
+    #[error("cannot {verb} {path}: {source}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another daemon has the directory.
+    #[error(
+        "{path} is in use by another meshd: stop it first, or give this one its own --state-dir"
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file's content makes no sense.
+    #[error("{path} is damaged ({reason}): move it away and run `meshctl up --auth-key …` again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// To which mesh the node belongs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The node's id.
+    pub node_id: NodeId,
+    /// The name that it got.
+    pub name: NodeName,
+    /// The mesh.
+    pub network_id: NetworkId,
+    /// The key that signs its maps.
+    pub coordinator_key: CoordinatorKey,
+    /// The coordinators, best first.
+    pub urls: Vec<String>,
+}
+
+/// Whether the node is switched on.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Switch {
+    is_on: bool,
+}
+
+/// An open state directory, locked against a second daemon.
+#[derive(Debug)]
+pub struct StateDir {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Opens the directory, making it when it is missing.
+    ///
+    /// # Errors
+    /// [`StateError::InUse`] when another daemon has it, [`StateError::Io`] when it cannot be made or read.
+    pub fn open(root: &Path) -> Result<Self, StateError> {
+        let io_error = |verb, source| StateError::Io {
+            verb,
+            path: root.to_owned(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(|err| io_error("create", err))?;
+        fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+            .map_err(|err| io_error("protect", err))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(root.join(LOCK))
+            .map_err(|err| io_error("lock", err))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                root: root.to_owned(),
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(StateError::InUse {
+                path: root.to_owned(),
+            }),
+            Err(TryLockError::Error(err)) => Err(io_error("lock", err)),
+        }
+    }
+
+    /// The directory, for parts of the daemon that keep files of their own in it.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The machine key; made at the first call.
+    ///
+    /// # Errors
+    /// [`StateError`] when it can be neither read nor made. It is never replaced when it is damaged.
+    pub fn machine_key(&self) -> Result<MachinePrivateKey, StateError> {
+        self.secret(MACHINE_KEY)
+            .map(|secret| MachinePrivateKey::from_bytes(&secret))
+    }
+
+    /// The node key; made at the first call.
+    ///
+    /// # Errors
+    /// As [`Self::machine_key`].
+    pub fn node_key(&self) -> Result<NodePrivateKey, StateError> {
+        self.secret(NODE_KEY)
+            .map(|secret| NodePrivateKey::from_bytes(*secret))
+    }
+
+    /// Replaces the node key.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be written; the old one then stays.
+    pub fn set_node_key(&self, key: &NodePrivateKey) -> Result<(), StateError> {
+        let text = Zeroizing::new(BASE64URL_NOPAD.encode(&*key.to_bytes()));
+        self.replace(NODE_KEY, text.as_bytes())
+    }
+
+    /// A new random node key, not yet stored.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when the system has no random bytes.
+    pub fn fresh_node_key(&self) -> Result<NodePrivateKey, StateError> {
+        self.random()
+            .map(|secret| NodePrivateKey::from_bytes(*secret))
+    }
+
+    /// To which mesh the node belongs, if to any.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file is there and cannot be read.
+    pub fn membership(&self) -> Result<Option<Membership>, StateError> {
+        self.load(MEMBERSHIP)
+    }
+
+    /// Stores the membership.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be written.
+    pub fn set_membership(&self, membership: &Membership) -> Result<(), StateError> {
+        self.store(MEMBERSHIP, membership)
+    }
+
+    /// Forgets keys, membership and map. Settings stay.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when a file cannot be removed.
+    pub fn forget(&self) -> Result<(), StateError> {
+        for name in [MEMBERSHIP, NETMAP, SWITCH, NODE_KEY, MACHINE_KEY] {
+            match fs::remove_file(self.path(name)) {
+                Ok(()) => {}
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    return Err(StateError::Io {
+                        verb: "remove",
+                        path: self.path(name),
+                        source,
+                    });
+                }
+            }
+        }
+        self.sync_dir()
+    }
+
+    /// The settings of `meshctl set`.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file is there and cannot be read.
+    pub fn settings(&self) -> Result<Settings, StateError> {
+        Ok(self.load(SETTINGS)?.unwrap_or_default())
+    }
+
+    /// Stores the settings.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when they cannot be written.
+    pub fn set_settings(&self, settings: &Settings) -> Result<(), StateError> {
+        self.store(SETTINGS, settings)
+    }
+
+    /// What the owner shares.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file is there and cannot be read.
+    pub fn share(&self) -> Result<ShareConfig, StateError> {
+        Ok(self.load(SHARE)?.unwrap_or_default())
+    }
+
+    /// Stores what the owner shares.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be written.
+    pub fn set_share(&self, share: &ShareConfig) -> Result<(), StateError> {
+        self.store(SHARE, share)
+    }
+
+    /// Whether the owner switched the node on.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file is there and cannot be read.
+    pub fn is_on(&self) -> Result<bool, StateError> {
+        Ok(self.load::<Switch>(SWITCH)?.unwrap_or_default().is_on)
+    }
+
+    /// Stores whether the node is switched on.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be written.
+    pub fn set_on(&self, is_on: bool) -> Result<(), StateError> {
+        self.store(SWITCH, &Switch { is_on })
+    }
+
+    /// The signed lines of the last map, oldest first. A line that a crash cut short is left out.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file is there and cannot be read.
+    pub fn map_lines(&self) -> Result<Vec<String>, StateError> {
+        let Some(text) = self.read(NETMAP)? else {
+            return Ok(Vec::new());
+        };
+        let text = String::from_utf8_lossy(&text);
+        Ok(text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Starts the map anew with one full, signed line.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be written; the old lines then stay.
+    pub fn replace_map(&self, line: &str) -> Result<(), StateError> {
+        self.replace(NETMAP, line.as_bytes())
+    }
+
+    /// Adds a signed delta.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be written; start the map anew then.
+    pub fn append_map(&self, line: &str) -> Result<(), StateError> {
+        let path = self.path(NETMAP);
+        let append = || {
+            let mut file = OpenOptions::new().append(true).open(&path)?;
+            file.write_all(line.as_bytes())?;
+            file.sync_data()
+        };
+        append().map_err(|source| StateError::Io {
+            verb: "append to",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    fn secret(&self, name: &str) -> Result<Zeroizing<[u8; 32]>, StateError> {
+        if let Some(text) = self.read(name)? {
+            let text = Zeroizing::new(text);
+            let bytes = BASE64URL_NOPAD
+                .decode(text.trim_ascii())
+                .ok()
+                .map(Zeroizing::new);
+            let secret = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+            return secret
+                .map(Zeroizing::new)
+                .ok_or_else(|| StateError::Damaged {
+                    path: self.path(name),
+                    reason: "not a key".to_owned(),
+                });
+        }
+        let secret = self.random()?;
+        let text = Zeroizing::new(BASE64URL_NOPAD.encode(&*secret));
+        self.replace(name, text.as_bytes())?;
+        Ok(secret)
+    }
+
+    fn random(&self) -> Result<Zeroizing<[u8; 32]>, StateError> {
+        let mut secret = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *secret).map_err(|err| StateError::Io {
+            verb: "draw random bytes for",
+            path: self.root.clone(),
+            source: err.into(),
+        })?;
+        Ok(secret)
+    }
+
+    fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let Some(bytes) = self.read(name)? else {
+            return Ok(None);
+        };
+        let damaged = |err: serde_json::Error| StateError::Damaged {
+            path: self.path(name),
+            reason: err.to_string(),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    fn store<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let text = serde_json::to_vec_pretty(value).map_err(|err| StateError::Damaged {
+            path: self.path(name),
+            reason: err.to_string(),
+        })?;
+        self.replace(name, &text)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.path(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(StateError::Io {
+                    verb: "open",
+                    path,
+                    source,
+                });
+            }
+        };
+        let mut bytes = Vec::new();
+        match file.take(FILE_LEN_MAX).read_to_end(&mut bytes) {
+            Ok(_) => Ok(Some(bytes)),
+            Err(source) => Err(StateError::Io {
+                verb: "read",
+                path,
+                source,
+            }),
+        }
+    }
+
+    fn replace(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
+        let path = self.path(name);
+        let beside = self.path(&format!("{name}.new"));
+        let write = || {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&beside)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)
+        };
+        if let Err(source) = write() {
+            // A half-written file must not stay behind on a full disk; failing to remove it changes nothing.
+            let _ = fs::remove_file(&beside);
+            return Err(StateError::Io {
+                verb: "write",
+                path,
+                source,
+            });
+        }
+        self.sync_dir()
+    }
+
+    fn sync_dir(&self) -> Result<(), StateError> {
+        let sync = || File::open(&self.root)?.sync_all();
+        sync().map_err(|source| StateError::Io {
+            verb: "flush",
+            path: self.root.clone(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("state");
+        let state = StateDir::open(&root).unwrap();
+        let first = state.machine_key().unwrap().public();
+        assert_eq!(state.machine_key().unwrap().public(), first);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&root), mode(&root.join(MACHINE_KEY))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_damaged_key_is_told_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        fs::write(state.path(MACHINE_KEY), "short").unwrap();
+        assert!(matches!(
+            state.machine_key(),
+            Err(StateError::Damaged { .. })
+        ));
+        assert_eq!(fs::read(state.path(MACHINE_KEY)).unwrap(), b"short");
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StateDir::open(dir.path()).unwrap();
+        assert!(matches!(
+            StateDir::open(dir.path()),
+            Err(StateError::InUse { .. })
+        ));
+        drop(first);
+        assert!(StateDir::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_line_cut_by_a_crash_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        state.replace_map("one {}\n").unwrap();
+        state.append_map("two {}\n").unwrap();
+        state.append_map("thr").unwrap();
+        assert_eq!(state.map_lines().unwrap(), ["one {}\n", "two {}\n"]);
+    }
+
+    #[test]
+    fn forgetting_keeps_the_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let settings = Settings {
+            dns: false,
+            ..Settings::default()
+        };
+        state.set_settings(&settings).unwrap();
+        let key = state.machine_key().unwrap().public();
+        state.forget().unwrap();
+        assert_eq!(state.settings().unwrap(), settings);
+        assert_ne!(state.machine_key().unwrap().public(), key);
+        assert!(state.membership().unwrap().is_none());
+    }
+}

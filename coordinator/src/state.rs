@@ -1,0 +1,274 @@
+//! The mesh in memory: users, nodes, presence, and the log of what changed. Pure: it never asks the store or a clock.
+//!
+//! The store is the truth for what outlives a restart; presence lives here alone. Every change raises the version and
+//! goes into a bounded log, from which each map stream builds its own delta.
+
+pub(crate) mod log;
+pub(crate) mod presence;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use mesh_proto::id::{NodeId, NodeName, UserId, UserName};
+use mesh_proto::netmap::{NetworkInfo, Revision};
+
+use self::log::ChangeLog;
+use self::presence::Presence;
+use crate::store::{NodeRecord, PresenceRecord, UserRecord};
+
+/// A node with its presence.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) record: NodeRecord,
+    pub(crate) presence: Presence,
+}
+
+/// The mesh in memory.
+#[derive(Debug)]
+pub(crate) struct State {
+    network: NetworkInfo,
+    users: BTreeMap<UserId, UserRecord>,
+    nodes: BTreeMap<NodeId, Node>,
+    log: ChangeLog,
+    /// Until then every node that was online before the start counts as online.
+    grace_until: Instant,
+}
+
+/// What became due with time.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Nodes whose key expired while they were connected.
+    pub(crate) expired: Vec<NodeId>,
+    /// Ephemeral nodes that were away for too long.
+    pub(crate) forgotten: Vec<NodeId>,
+}
+
+impl State {
+    pub(crate) fn new(network: NetworkInfo, epoch: u64, grace_until: Instant) -> Self {
+        Self {
+            network,
+            users: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            log: ChangeLog::new(epoch),
+            grace_until,
+        }
+    }
+
+    pub(crate) const fn network(&self) -> &NetworkInfo {
+        &self.network
+    }
+
+    pub(crate) const fn revision(&self) -> Revision {
+        self.log.revision()
+    }
+
+    pub(crate) const fn log(&self) -> &ChangeLog {
+        &self.log
+    }
+
+    pub(crate) fn node(&self, id: &NodeId) -> Option<&Node> {
+        self.nodes.get(id)
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    pub(crate) fn node_by_name(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.values().find(|node| node.record.name == *name)
+    }
+
+    pub(crate) fn n_nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) fn n_online(&self) -> usize {
+        self.nodes
+            .values()
+            .filter(|node| node.presence.is_online())
+            .count()
+    }
+
+    pub(crate) fn users(&self) -> impl Iterator<Item = &UserRecord> {
+        self.users.values()
+    }
+
+    pub(crate) fn user_name(&self, id: UserId) -> Option<&UserName> {
+        self.users.get(&id).map(|user| &user.name)
+    }
+
+    pub(crate) fn n_nodes_of(&self, user: UserId) -> usize {
+        self.nodes
+            .values()
+            .filter(|node| node.record.user == user)
+            .count()
+    }
+
+    /// Takes in a user; a new name changes all its nodes.
+    pub(crate) fn put_user(&mut self, user: UserRecord) {
+        let id = user.id;
+        if self
+            .users
+            .insert(id, user.clone())
+            .is_some_and(|old| old != user)
+        {
+            let owned: Vec<_> = self
+                .nodes
+                .values()
+                .filter(|node| node.record.user == id)
+                .collect();
+            let owned: Vec<_> = owned.into_iter().map(|node| node.record.id).collect();
+            for node in owned {
+                self.log.push(node);
+            }
+        }
+    }
+
+    pub(crate) fn remove_user(&mut self, id: UserId) {
+        self.users.remove(&id);
+    }
+
+    /// Takes in what the store has of a node. What nobody can see the difference of is no change.
+    pub(crate) fn put_node(&mut self, record: NodeRecord, now: Instant, now_ms: u64) {
+        let id = record.id;
+        let grace_until = self.grace_until;
+        match self.nodes.get_mut(&id) {
+            Some(node) => {
+                if node.record == record {
+                    return;
+                }
+                let gained_offers =
+                    node.record.offers.models.is_empty() && !record.offers.models.is_empty();
+                if gained_offers {
+                    node.presence.on_beat(now, now_ms);
+                }
+                node.record = record;
+                node.presence.settle(&node.record, now, now_ms, grace_until);
+            }
+            None => {
+                let mut presence = Presence::new(&record);
+                presence.settle(&record, now, now_ms, grace_until);
+                self.nodes.insert(id, Node { record, presence });
+            }
+        }
+        self.log.push(id);
+    }
+
+    pub(crate) fn remove_node(&mut self, id: NodeId) -> bool {
+        let was_there = self.nodes.remove(&id).is_some();
+        if was_there {
+            self.log.push(id);
+        }
+        was_there
+    }
+
+    /// Makes nodes and users equal to what the store holds, after a write whose end is not known.
+    pub(crate) fn reload(
+        &mut self,
+        users: Vec<UserRecord>,
+        nodes: Vec<NodeRecord>,
+        now: Instant,
+        now_ms: u64,
+    ) {
+        for user in users {
+            self.put_user(user);
+        }
+        let kept: BTreeSet<_> = nodes.iter().map(|node| node.id).collect();
+        let gone: Vec<_> = self
+            .nodes
+            .keys()
+            .filter(|id| !kept.contains(id))
+            .copied()
+            .collect();
+        for id in gone {
+            self.remove_node(id);
+        }
+        for node in nodes {
+            self.put_node(node, now, now_ms);
+        }
+    }
+
+    /// A node opened its map stream.
+    pub(crate) fn on_stream_opened(&mut self, id: &NodeId, now: Instant, now_ms: u64) {
+        self.with_presence(id, now, now_ms, |presence| {
+            presence.on_stream_opened(now, now_ms)
+        });
+    }
+
+    /// A node's map stream ended.
+    pub(crate) fn on_stream_closed(&mut self, id: &NodeId, now: Instant, now_ms: u64) {
+        self.with_presence(id, now, now_ms, |presence| {
+            presence.on_stream_closed(now_ms)
+        });
+    }
+
+    /// A node beat.
+    pub(crate) fn on_beat(&mut self, id: &NodeId, now: Instant, now_ms: u64) {
+        self.with_presence(id, now, now_ms, |presence| presence.on_beat(now, now_ms));
+    }
+
+    /// Time passed: hosts without beats go offline, expired nodes and ephemeral nodes that stay away are told.
+    pub(crate) fn on_tick(&mut self, now: Instant, now_ms: u64, ephemeral_ttl_ms: u64) -> Due {
+        let mut due = Due::default();
+        for (id, node) in &mut self.nodes {
+            if node
+                .presence
+                .settle(&node.record, now, now_ms, self.grace_until)
+            {
+                self.log.push(*id);
+            }
+            if node.presence.is_streaming() && node.record.is_expired(now_ms) {
+                due.expired.push(*id);
+            }
+            let seen_ms = node
+                .presence
+                .last_seen_ms()
+                .unwrap_or(node.record.created_at_ms);
+            if node.record.is_ephemeral
+                && !node.presence.is_streaming()
+                && now >= self.grace_until
+                && now_ms.saturating_sub(seen_ms) >= ephemeral_ttl_ms
+            {
+                due.forgotten.push(*id);
+            }
+        }
+        due
+    }
+
+    /// The presence of nodes that differs from what the store was last told.
+    pub(crate) fn take_presence_to_keep(&mut self) -> Vec<PresenceRecord> {
+        let mut records = Vec::new();
+        for node in self.nodes.values_mut() {
+            if node.presence.take_is_unkept() {
+                records.push(PresenceRecord {
+                    id: node.record.id,
+                    last_seen_ms: node.presence.last_seen_ms(),
+                    was_online: node.presence.is_online(),
+                });
+            }
+        }
+        records
+    }
+
+    fn with_presence(
+        &mut self,
+        id: &NodeId,
+        now: Instant,
+        now_ms: u64,
+        change: impl FnOnce(&mut Presence),
+    ) {
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
+        change(&mut node.presence);
+        if node
+            .presence
+            .settle(&node.record, now, now_ms, self.grace_until)
+        {
+            self.log.push(*id);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,225 @@
+//! TLS of the coordinator: a chain of its own, pinned by auth keys, or the operator's certificate files.
+//!
+//! Its own chain is a leaf made anew at each start, signed by a certificate of the coordinator key. Nodes pin that key by
+//! its hash in their auth key, so neither a public authority nor a kept file is needed.
+
+pub(crate) mod pin;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use ed25519_dalek::{Signer as _, SigningKey};
+use mesh_proto::key::CoordinatorPrivateKey;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
+    date_time_ymd,
+};
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::clock::unix_ms;
+
+/// The name that every leaf of a coordinator has, whatever its address: nodes that pin the key verify this one.
+pub const FIXED_NAME: &str = "coordinator.proxima.internal";
+
+const LEAF_LIFETIME: Duration = Duration::from_secs(397 * 24 * 3600);
+/// A leaf is made anew when this much of its life is left.
+const LEAF_MARGIN: Duration = Duration::from_secs(60 * 24 * 3600);
+/// Nodes with clocks this far behind can still join.
+const LEAF_BACKDATED: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The certificate in use, replaceable while connections go on.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    source: Source,
+    provider: Arc<CryptoProvider>,
+    current: ArcSwap<CertifiedKey>,
+    renew_at_ms: ArcSwap<u64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Own {
+        key: CoordinatorPrivateKey,
+        hosts: Vec<String>,
+    },
+    Files {
+        cert: PathBuf,
+        key: PathBuf,
+    },
+}
+
+impl Tls {
+    /// A chain of the coordinator key, for these hosts.
+    pub(crate) fn own(key: CoordinatorPrivateKey, hosts: Vec<String>) -> anyhow::Result<Arc<Self>> {
+        Self::new(Source::Own { key, hosts })
+    }
+
+    /// The operator's files.
+    pub(crate) fn files(cert: PathBuf, key: PathBuf) -> anyhow::Result<Arc<Self>> {
+        Self::new(Source::Files { cert, key })
+    }
+
+    fn new(source: Source) -> anyhow::Result<Arc<Self>> {
+        let provider = Arc::new(ring::default_provider());
+        let current = ArcSwap::from(load(&source, &provider)?);
+        Ok(Arc::new(Self {
+            source,
+            provider,
+            current,
+            renew_at_ms: ArcSwap::from_pointee(renewal()),
+        }))
+    }
+
+    /// The server's side.
+    pub(crate) fn server_config(self: &Arc<Self>) -> anyhow::Result<Arc<ServerConfig>> {
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::<Self>::clone(self));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// Reads files again, and makes an own leaf anew that nears its end. What is in use stays when that fails.
+    pub(crate) fn refresh(&self) {
+        let is_due = match &self.source {
+            Source::Own { .. } => unix_ms() >= **self.renew_at_ms.load(),
+            Source::Files { .. } => true,
+        };
+        if !is_due {
+            return;
+        }
+        match load(&self.source, &self.provider) {
+            Ok(certified) => {
+                self.current.store(certified);
+                self.renew_at_ms.store(Arc::new(renewal()));
+            }
+            Err(err) => tracing::warn!(
+                err = format!("{err:#}"),
+                "cannot renew the TLS certificate; the old one stays"
+            ),
+        }
+    }
+}
+
+impl ResolvesServerCert for Tls {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+fn renewal() -> u64 {
+    unix_ms().saturating_add(crate::clock::to_ms(LEAF_LIFETIME - LEAF_MARGIN))
+}
+
+fn load(source: &Source, provider: &CryptoProvider) -> anyhow::Result<Arc<CertifiedKey>> {
+    let (chain, key) = match source {
+        Source::Own { key, hosts } => own_chain(key, hosts, unix_ms())?,
+        Source::Files { cert, key } => read_files(cert, key)?,
+    };
+    let certified = CertifiedKey::from_der(chain, key, provider)
+        .context("the TLS certificate and key cannot be used")?;
+    Ok(Arc::new(certified))
+}
+
+fn read_files(
+    cert: &Path,
+    key: &Path,
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("cannot read the certificate chain {}", cert.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key).with_context(|| {
+        format!(
+            "cannot read the certificate's private key {}",
+            key.display()
+        )
+    })?;
+    Ok((chain, key))
+}
+
+/// The coordinator key as a certificate authority. The same key always gives the same certificate.
+struct Authority {
+    signing: SigningKey,
+    public: [u8; 32],
+}
+
+impl PublicKeyData for Authority {
+    fn der_bytes(&self) -> &[u8] {
+        &self.public
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &rcgen::PKCS_ED25519
+    }
+}
+
+impl rcgen::SigningKey for Authority {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        Ok(self.signing.sign(message).to_bytes().to_vec())
+    }
+}
+
+fn own_chain(
+    key: &CoordinatorPrivateKey,
+    hosts: &[String],
+    now_ms: u64,
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let authority = Authority {
+        signing: SigningKey::from_bytes(&key.to_bytes()),
+        public: *key.public().as_bytes(),
+    };
+    let mut root = CertificateParams::default();
+    root.distinguished_name = named("Proxima coordinator key");
+    root.serial_number = Some(SerialNumber::from(1));
+    root.not_before = date_time_ymd(2020, 1, 1);
+    root.not_after = date_time_ymd(2999, 1, 1);
+    root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let root_certificate = root.self_signed(&authority)?;
+
+    let leaf_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut leaf = CertificateParams::default();
+    leaf.distinguished_name = named(FIXED_NAME);
+    leaf.subject_alt_names = vec![SanType::DnsName(FIXED_NAME.try_into()?)];
+    for host in hosts {
+        let name = match host.parse::<IpAddr>() {
+            Ok(ip) => SanType::IpAddress(ip),
+            Err(_) => SanType::DnsName(
+                host.as_str()
+                    .try_into()
+                    .with_context(|| format!("{host} is not a host name"))?,
+            ),
+        };
+        leaf.subject_alt_names.push(name);
+    }
+    let now = date_time_ymd(1970, 1, 1) + Duration::from_millis(now_ms);
+    leaf.not_before = now - LEAF_BACKDATED;
+    leaf.not_after = now + LEAF_LIFETIME;
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    leaf.use_authority_key_identifier_extension = true;
+    let leaf_certificate = leaf.signed_by(&leaf_key, &Issuer::new(root, authority))?;
+
+    let chain = vec![
+        leaf_certificate.der().clone(),
+        root_certificate.der().clone(),
+    ];
+    Ok((chain, PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into())))
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}

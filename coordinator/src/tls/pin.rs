@@ -1,0 +1,113 @@
+//! Verifying a coordinator by its pinned key, as a client.
+
+use std::sync::Arc;
+
+use mesh_proto::auth_key::pin_of;
+use mesh_proto::key::CoordinatorKey;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+
+use super::FIXED_NAME;
+
+/// What an Ed25519 key looks like in a certificate (RFC 8410, section 4), up to the key itself.
+const ED25519_KEY_HEAD: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Accepts a chain that the pinned coordinator key signed, whatever host it was reached by.
+#[derive(Debug)]
+struct PinVerifier {
+    pin: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+/// A client that trusts the coordinator with the pinned key alone.
+///
+/// # Errors
+/// When the TLS library refuses the settings.
+pub fn client_config(pin: [u8; 32]) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = PinVerifier {
+        pin,
+        provider: Arc::clone(&provider),
+    };
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth())
+}
+
+impl PinVerifier {
+    /// A store of the one certificate in the chain that carries the pinned key.
+    fn roots(&self, chain: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
+        for certificate in chain {
+            let mut roots = RootCertStore::empty();
+            if roots.add(certificate.clone().into_owned()).is_err() {
+                continue;
+            }
+            let is_pinned = roots.roots.iter().any(|root| {
+                root.subject_public_key_info
+                    .as_ref()
+                    .strip_prefix(&ED25519_KEY_HEAD)
+                    .and_then(|key| <[u8; 32]>::try_from(key).ok())
+                    .is_some_and(|key| pin_of(&CoordinatorKey::from_bytes(key)) == self.pin)
+            });
+            if is_pinned {
+                return Ok(roots);
+            }
+        }
+        Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
+    }
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let roots = self.roots(intermediates)?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(
+            Arc::new(roots),
+            Arc::clone(&self.provider),
+        )
+        .build()
+        .map_err(|err| Error::General(err.to_string()))?;
+        let name =
+            ServerName::try_from(FIXED_NAME).map_err(|err| Error::General(err.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

@@ -1,0 +1,121 @@
+//! Constants, each with where it comes from.
+
+use std::time::Duration;
+
+/// How often live sessions are looked at. boringtun's timers read the time of the last look, so it must be well under
+/// a second.
+pub(crate) const TICK: Duration = Duration::from_millis(250);
+
+/// An initiator agrees on new keys when the old ones are this old (WireGuard paper, section 6.1).
+pub(crate) const REKEY_AFTER: Duration = Duration::from_secs(120);
+
+/// No packet is sealed with keys of this age (WireGuard paper, section 6.1).
+pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
+
+/// An initiator that only receives agrees on new keys at this age (wireguard-go, `keepKeyFreshReceiving`).
+pub(crate) const REKEY_AFTER_RECEIVING: Duration = Duration::from_secs(180 - 10 - 5);
+
+/// Keys are replaced after so many packets (wireguard-go, `RekeyAfterMessages`).
+pub(crate) const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+
+/// And never used for more than so many (WireGuard paper, section 6.1).
+pub(crate) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+
+/// A handshake is tried for so long (WireGuard paper, section 6.1).
+pub(crate) const ATTEMPT_FOR: Duration = Duration::from_secs(90);
+
+/// When a handshake without an answer is tried again. WireGuard says 5 s each time; the early ones make up for loss and
+/// for a peer's path that opens late.
+pub(crate) const RETRY_AFTER: [Duration; 5] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(5),
+];
+
+/// A retry comes up to so much later, so that two ends do not collide for ever (wireguard-go, `RekeyTimeoutJitterMaxMs`).
+pub(crate) const RETRY_JITTER_MS: u64 = 334;
+
+/// Who was sent nothing for so long since it sent data gets an empty packet (WireGuard paper, section 6.5).
+pub(crate) const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+
+/// Data sent and nothing heard for so long: prove the path again (keepalive and rekey timeout together; WireGuard
+/// paper, section 6.2).
+pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(15);
+
+/// A session that was never confirmed is forgotten after this.
+pub(crate) const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
+
+/// A selected path within the LAN does not give way to one outside before it is silent for so long.
+pub(crate) const LAN_HOLD: Duration = Duration::from_secs(5);
+
+/// The most candidates that a handshake is sent to.
+pub(crate) const N_CANDIDATES_MAX: usize = 8;
+
+/// The most endpoints of a peer that are looked at.
+pub(crate) const N_ENDPOINTS_MAX: usize = 32;
+
+/// Packets that wait for a session, a peer; the oldest goes first when there are more.
+pub(crate) const N_QUEUED_MAX: usize = 64;
+
+/// Bytes that wait for sessions, all peers together.
+pub(crate) const QUEUED_BYTES_MAX: usize = 4 << 20;
+
+/// Handshake messages a second from which on sources are limited (wireguard-go: an eighth of a queue of 1,024).
+pub(crate) const LOAD_FROM: u32 = 128;
+
+/// A source's handshake messages a second under load (wireguard-go, `ratelimiter`).
+pub(crate) const SOURCE_RATE: u32 = 20;
+
+/// And how many may come at once (wireguard-go, `ratelimiter`).
+pub(crate) const SOURCE_BURST: u32 = 5;
+
+/// Sources that the limiter remembers.
+pub(crate) const N_SOURCES_MAX: usize = 4096;
+
+/// Handshake messages a second that are worked on in all: one costs up to 0.4 ms, so this leaves most of a core.
+pub(crate) const HANDSHAKES_MAX: u32 = 600;
+
+/// The most sessions at once; far below the 2^24 that boringtun's indices can name, so that a random one is soon free.
+pub(crate) const N_INDICES_MAX: usize = 1 << 20;
+
+/// A packet is padded to a multiple of this (WireGuard paper, section 5.4.6).
+pub(crate) const PAD_TO: usize = 16;
+
+/// But not above this, the overlay MTU, so that padding never makes a datagram too big for its path.
+pub(crate) const PAD_UP_TO: usize = 1280;
+
+/// How often the reflexive address is asked for while a session runs over the internet: NATs forget an idle UDP mapping
+/// after 30 s at the soonest in practice (RFC 4787 REQ-5 asks for two minutes).
+pub(crate) const STUN_ACTIVE: Duration = Duration::from_secs(25);
+
+/// And how often otherwise.
+pub(crate) const STUN_IDLE: Duration = Duration::from_secs(120);
+
+/// A STUN request without an answer is sent again after this (RFC 8489, section 6.2.1: 500 ms, doubled).
+pub(crate) const STUN_RETRY: Duration = Duration::from_millis(500);
+
+/// So often.
+pub(crate) const N_STUN_TRIES: u32 = 4;
+
+/// STUN servers that are asked.
+pub(crate) const N_STUN_SERVERS_MAX: usize = 4;
+
+/// Pings in flight.
+pub(crate) const N_PINGS_MAX: usize = 1024;
+
+/// A ping without an answer is forgotten after this.
+pub(crate) const PING_FOR: Duration = Duration::from_secs(30);
+
+/// Idle TCP flows are remembered for so many seconds; above the two hours of the kernel's keepalive.
+pub(crate) const TCP_FLOW_S: u32 = 12 * 3600;
+
+/// Idle UDP flows (netfilter's `nf_conntrack_udp_timeout_stream` is 120; WireGuard keys live 180).
+pub(crate) const UDP_FLOW_S: u32 = 180;
+
+/// Other flows: echo, and fragments behind an admitted first one.
+pub(crate) const OTHER_FLOW_S: u32 = 30;
+
+/// How often old flows are swept out.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(3600);

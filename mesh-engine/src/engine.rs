@@ -1,0 +1,323 @@
+//! The control side: dispatches inputs to the parts and drains their outputs.
+
+mod netmap;
+mod session;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use mesh_proto::id::NodeId;
+use mesh_proto::key::NodePrivateKey;
+use mesh_proto::netmap::Netmap;
+
+use crate::config::{N_PINGS_MAX, PING_FOR, RETRY_JITTER_MS, SWEEP_EVERY, TICK};
+use crate::event::{Event, PeerStats, PingToken, PlaneEvent, TimerReason, Transmit, Update};
+use crate::nat::stun::Stun;
+use crate::noise::limiter::Limiter;
+use crate::noise::{Identity, Kind, NewSession, NoiseSession};
+use crate::path::canonical;
+use crate::peer::state::Now;
+use crate::peer::table::Peers;
+use crate::plane::Plane;
+use crate::seed::Seed;
+use crate::service::ServicePorts;
+use crate::timers::Timers;
+
+/// What an engine starts from.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// This node's private key.
+    pub node_key: NodePrivateKey,
+    /// This node.
+    pub node_id: NodeId,
+    /// All that the engine itself draws comes from here; fill it from the system's random source.
+    pub seed: [u8; 32],
+}
+
+/// The mesh as this node sees it.
+#[derive(Debug)]
+pub struct Engine {
+    plane: Arc<Plane>,
+    node_id: NodeId,
+    identity: Identity,
+    new_session: NewSession,
+    seed: Seed,
+    peers: Peers,
+    netmap: Option<Arc<Netmap>>,
+    services: ServicePorts,
+    wall_clock: Option<WallClock>,
+    limiter: Limiter,
+    stun: Stun,
+    pings: BTreeMap<PingToken, (NodeId, Instant)>,
+    timers: Timers,
+    reset_at: Instant,
+    sweep_at: Instant,
+    out: Out,
+}
+
+/// The wall clock as it was told last.
+#[derive(Debug, Clone, Copy)]
+struct WallClock {
+    at: Instant,
+    unix_ms: u64,
+}
+
+impl WallClock {
+    fn unix_ms_at(self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.at).as_millis();
+        self.unix_ms
+            .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+}
+
+/// What the parts put out.
+#[derive(Debug, Default)]
+struct Out {
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
+
+impl Out {
+    fn transmit(&mut self, dst: SocketAddr, bytes: &[u8]) {
+        let bytes = bytes.to_vec();
+        self.transmits.push_back(Transmit { dst, bytes });
+    }
+}
+
+impl Engine {
+    /// An engine without peers.
+    #[must_use]
+    pub fn new(now: Instant, config: EngineConfig) -> Self {
+        let mut seed = Seed::new(config.seed);
+        Self {
+            plane: Arc::new(Plane::new(now, &mut seed)),
+            node_id: config.node_id,
+            identity: Identity::new(&config.node_key),
+            new_session: NoiseSession::boxed,
+            seed,
+            peers: Peers::default(),
+            netmap: None,
+            services: ServicePorts::default(),
+            wall_clock: None,
+            limiter: Limiter::new(now),
+            stun: Stun::default(),
+            pings: BTreeMap::new(),
+            timers: Timers::default(),
+            reset_at: now,
+            sweep_at: now + SWEEP_EVERY,
+            out: Out::default(),
+        }
+    }
+
+    /// The data side, for the packet threads.
+    #[must_use]
+    pub fn plane(&self) -> Arc<Plane> {
+        Arc::clone(&self.plane)
+    }
+
+    /// The daemon said something.
+    pub fn handle_control(&mut self, now: Instant, update: Update) {
+        self.plane.shared.set_clock(now);
+        match update {
+            Update::Netmap { netmap, unix_ms } => {
+                self.wall_clock = Some(WallClock { at: now, unix_ms });
+                self.apply_netmap(now, netmap);
+            }
+            Update::LocalEndpoints(endpoints) => {
+                let mut surroundings = (*self.plane.shared.surroundings()).clone();
+                surroundings.set_local(&endpoints);
+                self.plane.shared.set_surroundings(surroundings);
+            }
+            Update::Services(services) => {
+                self.services = services;
+                self.apply_local();
+            }
+            Update::Rebind => self.on_rebind(now),
+            Update::NodeKey(key) => {
+                self.identity = Identity::new(&key);
+                for id in self.peers.ids() {
+                    self.end_session(&id);
+                }
+            }
+            Update::Clear => self.forget_mesh(),
+        }
+        self.refresh_timers(now);
+    }
+
+    /// A datagram that the plane called [`Inbound::Control`](crate::Inbound::Control).
+    pub fn handle_udp(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        self.plane.shared.set_clock(now);
+        let from = canonical(from);
+        match Kind::of(datagram) {
+            Some(Kind::Initiation) => self.on_initiation(now, from, datagram),
+            Some(Kind::Response(receiver)) => self.on_response(now, from, datagram, receiver),
+            Some(Kind::CookieReply(receiver)) => self.on_cookie(now, from, datagram, receiver),
+            Some(Kind::Data(_)) => {}
+            None => {
+                if let Some(seen) = self.stun.handle_udp(now, from, datagram) {
+                    tracing::debug!(endpoint = %seen, "reflexive address");
+                    self.out.events.push_back(Event::ReflexiveEndpoint(seen));
+                }
+            }
+        }
+        self.refresh_timers(now);
+    }
+
+    /// The plane found something.
+    pub fn handle_plane(&mut self, now: Instant, event: PlaneEvent) {
+        self.plane.shared.set_clock(now);
+        self.on_plane(now, event);
+        self.refresh_timers(now);
+    }
+
+    fn on_plane(&mut self, now: Instant, event: PlaneEvent) {
+        match event {
+            PlaneEvent::NeedSession(peer) => {
+                if self.is_current(&peer) {
+                    self.want_session(now, &peer.node());
+                }
+            }
+            PlaneEvent::SessionReady(peer) | PlaneEvent::PathMoved(peer) => {
+                if self.is_current(&peer) {
+                    self.attend(now, &peer.node());
+                }
+            }
+            PlaneEvent::Pong { peer, token, at } => {
+                let node = peer.node();
+                // The token came back through the tunnel, but any peer may have learned of any token.
+                if self.pings.get(&token).is_some_and(|(to, _)| *to == node)
+                    && let Some((_, sent_at)) = self.pings.remove(&token)
+                {
+                    let rtt = at.saturating_duration_since(sent_at);
+                    let endpoint = peer.endpoint();
+                    self.out.events.push_back(Event::Pong {
+                        node,
+                        token,
+                        rtt,
+                        endpoint,
+                    });
+                }
+            }
+        }
+    }
+
+    /// A deadline passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.plane.shared.set_clock(now);
+        if self.timers.is_due(TimerReason::Expiry, now)
+            && let Some(clock) = self.wall_clock
+        {
+            for id in self.peers.expired(clock.unix_ms_at(now)) {
+                self.remove_peer(&id);
+            }
+        }
+        for id in self.peers.due_retries(now) {
+            self.retry(now, &id);
+        }
+        if self.timers.is_due(TimerReason::Sessions, now) {
+            self.tick(now);
+            self.timers.set(TimerReason::Sessions, None);
+        }
+        let requests = self.stun.handle_timeout(now, &mut self.seed);
+        self.out.transmits.extend(requests);
+        self.refresh_timers(now);
+    }
+
+    /// When to call [`Self::handle_timeout`] next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, TimerReason)> {
+        self.timers.next()
+    }
+
+    /// A datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.out.transmits.pop_front()
+    }
+
+    /// A fact for the daemon.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.out.events.pop_front()
+    }
+
+    /// Asks a peer for an answer through the tunnel; `None` when there is no such peer or too many answers are due.
+    /// The answer comes as [`Event::Pong`]; when none comes, nothing does.
+    pub fn ping(&mut self, now: Instant, node: &NodeId) -> Option<PingToken> {
+        self.plane.shared.set_clock(now);
+        self.pings
+            .retain(|_, (_, sent_at)| now.saturating_duration_since(*sent_at) < PING_FOR);
+        let local = self.plane.local()?;
+        let peer = self.peers.get(node)?.handle.clone();
+        if self.pings.len() >= N_PINGS_MAX {
+            return None;
+        }
+        let token = PingToken(self.seed.u64());
+        let packet = self
+            .plane
+            .echo
+            .request(local.ipv4, peer.identity().ipv4, token);
+        self.pings.insert(token, (*node, now));
+        self.send_packet(now, &peer, &packet);
+        self.refresh_timers(now);
+        Some(token)
+    }
+
+    /// What is known of the links to all peers, in the order of their ids.
+    #[must_use]
+    pub fn peer_stats(&self, now: Instant) -> Vec<PeerStats> {
+        let now_ms = self.plane.shared.ms_of(now);
+        let age =
+            |at_ms: u64| (at_ms != 0).then(|| Duration::from_millis(now_ms.saturating_sub(at_ms)));
+        let stats = self.peers.iter().map(|(node, control)| {
+            let traffic = control.handle.traffic();
+            let agreed = control.live.and_then(|_| control.handle.slot().agreed);
+            PeerStats {
+                node: *node,
+                endpoint: control.handle.endpoint(),
+                is_up: control.state().is_up(),
+                rx_bytes: traffic.rx_bytes.load(Ordering::Relaxed),
+                tx_bytes: traffic.tx_bytes.load(Ordering::Relaxed),
+                last_handshake_age: agreed.and_then(|agreed| age(agreed.at_ms)),
+                last_rx_age: age(traffic.last_rx_ms.load(Ordering::Relaxed)),
+            }
+        });
+        stats.collect()
+    }
+
+    /// Whether an event speaks of a peer that is still the one of that id.
+    fn is_current(&self, peer: &crate::PeerHandle) -> bool {
+        let control = self.peers.get(&peer.node());
+        control.is_some_and(|control| control.handle == *peer)
+    }
+
+    fn now(&mut self, at: Instant) -> Now {
+        Now {
+            at,
+            ms: self.plane.shared.now_ms(),
+            jitter: Duration::from_millis(self.seed.below(RETRY_JITTER_MS)),
+        }
+    }
+
+    fn refresh_timers(&mut self, now: Instant) {
+        if self.peers.live().is_empty() {
+            self.timers.set(TimerReason::Sessions, None);
+        } else if self.timers.get(TimerReason::Sessions).is_none() {
+            self.timers.set(TimerReason::Sessions, Some(now + TICK));
+        }
+        self.timers
+            .set(TimerReason::Handshake, self.peers.next_retry());
+        self.timers.set(TimerReason::Stun, self.stun.poll_timeout());
+        let expiry = self
+            .peers
+            .next_expiry_ms()
+            .zip(self.wall_clock)
+            .map(|(at_ms, clock)| {
+                let left = Duration::from_millis(at_ms.saturating_sub(clock.unix_ms_at(now)));
+                // A far future may not fit the clock; a look each day is enough then.
+                now + left.min(Duration::from_secs(24 * 3600))
+            });
+        self.timers.set(TimerReason::Expiry, expiry);
+    }
+}

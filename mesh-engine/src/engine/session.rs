@@ -1,0 +1,448 @@
+//! How the engine drives sessions: handshakes to all candidates, renewal, and letting go of what is idle.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use mesh_proto::id::NodeId;
+
+use super::Engine;
+use crate::config::{
+    KEEPALIVE_AFTER, REKEY_AFTER, REKEY_AFTER_RECEIVING, SILENT_AFTER, SWEEP_EVERY, UNCONFIRMED_FOR,
+};
+use crate::event::{Event, Sealed};
+use crate::noise::{HANDSHAKE_LEN_MAX, Read, Tick};
+use crate::peer::state::Retry;
+use crate::peer::table::Live;
+use crate::peer::{Agreed, PeerHandle, Slot};
+use crate::{SEAL_BUFFER_MIN, SEAL_OVERHEAD};
+
+impl Engine {
+    /// Begins a handshake unless one is under way or there is no need.
+    pub(super) fn want_session(&mut self, now: Instant, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let now_ms = self.plane.shared.now_ms();
+        let is_ready = control.handle.slot().is_ready(now_ms);
+        if is_ready {
+            self.attend(now, id);
+        } else {
+            self.renew_session(now, id);
+        }
+    }
+
+    /// Begins a handshake unless one is under way.
+    fn renew_session(&mut self, now: Instant, id: &NodeId) {
+        let now = self.now(now);
+        if self.peers.change(id, |state| state.on_wanted(now)) == Some(true) {
+            self.initiate(now.at, id);
+        }
+    }
+
+    /// A handshake's answer is late.
+    pub(super) fn retry(&mut self, now: Instant, id: &NodeId) {
+        let now = self.now(now);
+        match self.peers.change(id, |state| state.on_retry(now)) {
+            Some(Retry::Initiate) => self.initiate(now.at, id),
+            Some(Retry::GiveUp { was_up }) => {
+                tracing::debug!(peer = %id, "handshake given up");
+                self.end_session_silently(id);
+                if was_up {
+                    self.out.events.push_back(Event::PeerDown { node: *id });
+                }
+            }
+            Some(Retry::Wait) | None => {}
+        }
+    }
+
+    /// Sends an initiation to all candidates.
+    fn initiate(&mut self, now: Instant, id: &NodeId) {
+        if self.candidates(id).is_empty() || !self.ensure_session(now, id) {
+            return;
+        }
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let mut datagram = [0; HANDSHAKE_LEN_MAX];
+        let mut slot = control.handle.slot();
+        let session = slot.session.as_mut();
+        let Some(len) = session.and_then(|session| session.initiate(&mut datagram)) else {
+            return;
+        };
+        drop(slot);
+        self.spray(id, &datagram[..len]);
+    }
+
+    /// The same initiation goes everywhere: the peer answers the first copy and takes the others for replays, so the
+    /// fastest path is selected.
+    fn spray(&mut self, id: &NodeId, initiation: &[u8]) {
+        for candidate in self.candidates(id) {
+            self.out.transmit(candidate, initiation);
+        }
+    }
+
+    fn candidates(&self, id: &NodeId) -> Vec<SocketAddr> {
+        let Some(control) = self.peers.get(id) else {
+            return Vec::new();
+        };
+        let surroundings = self.plane.shared.surroundings();
+        surroundings.candidates(control.handle.endpoint(), &control.endpoints)
+    }
+
+    fn ensure_session(&mut self, now: Instant, id: &NodeId) -> bool {
+        let Some(control) = self.peers.get(id) else {
+            return false;
+        };
+        if control.live.is_some() {
+            return true;
+        }
+        let handle = control.handle.clone();
+        let n_live = self.peers.live().len();
+        let Some(index) = self.plane.indices.allocate(&mut self.seed, n_live, &handle) else {
+            return false;
+        };
+        let session = (self.new_session)(&self.identity, &handle.identity().node_key, index);
+        handle.slot().session = Some(session);
+        let touched_at = now;
+        self.peers.set_live(id, Some(Live { index, touched_at }));
+        true
+    }
+
+    /// Forgets a session's keys; what waits for it goes too.
+    pub(super) fn end_session(&mut self, id: &NodeId) {
+        if self.end_session_silently(id) {
+            self.out.events.push_back(Event::PeerDown { node: *id });
+        }
+    }
+
+    /// The same, and tells whether the session was up.
+    pub(super) fn end_session_silently(&mut self, id: &NodeId) -> bool {
+        let Some(control) = self.peers.get(id) else {
+            return false;
+        };
+        control.handle.slot().clear(&self.plane.shared);
+        if let Some(live) = control.live {
+            self.plane.indices.release(live.index);
+        }
+        self.peers.set_live(id, None);
+        self.peers.set_told_endpoint(id, None);
+        self.peers.change(id, |state| state.on_lost()) == Some(true)
+    }
+
+    /// A peer begins a handshake.
+    pub(super) fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        if !self.identity.is_meant(datagram) || !self.limiter.admit(now, from.ip()) {
+            return;
+        }
+        let initiator = self.identity.initiator(datagram);
+        let Some(id) = initiator.and_then(|key| self.peers.by_key(&key)) else {
+            return;
+        };
+        if !self.ensure_session(now, &id) {
+            return;
+        }
+        let Some(control) = self.peers.get(&id) else {
+            return;
+        };
+        let handle = control.handle.clone();
+        let mut reply = [0; HANDSHAKE_LEN_MAX];
+        let mut slot = handle.slot();
+        let Some(session) = slot.session.as_mut() else {
+            return;
+        };
+        let Read::Reply(len) = session.open(from.ip(), datagram, &mut reply) else {
+            return;
+        };
+        // The answer's sender index is what the peer's first packet under the new keys will name.
+        slot.unconfirmed = Some(u32::from_le_bytes([reply[4], reply[5], reply[6], reply[7]]));
+        drop(slot);
+        // An initiation may be a replay from before this session: it moves no path that is there.
+        handle.suppose(from, self.plane.shared.now_ms());
+        self.out.transmit(from, &reply[..len]);
+        if let Some(live) = self.peers.get(&id).and_then(|control| control.live) {
+            let touched_at = now;
+            self.peers.set_live(&id, Some(Live { touched_at, ..live }));
+        }
+    }
+
+    /// A peer answers a handshake.
+    pub(super) fn on_response(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        receiver: u32,
+    ) {
+        let Some(peer) = self.plane.indices.peer(receiver) else {
+            return;
+        };
+        if !self.identity.is_meant(datagram) || !self.limiter.admit(now, from.ip()) {
+            return;
+        }
+        let now_ms = self.plane.shared.now_ms();
+        let mut confirmation = [0; HANDSHAKE_LEN_MAX];
+        let mut slot = peer.slot();
+        let Some(session) = slot.session.as_mut() else {
+            return;
+        };
+        let Read::Reply(len) = session.open(from.ip(), datagram, &mut confirmation) else {
+            return;
+        };
+        slot.agreed = Some(Agreed::new(now_ms, true));
+        slot.unconfirmed = None;
+        drop(slot);
+        peer.traffic().note_received(now_ms, 0);
+        peer.traffic().note_sent(now_ms, 0);
+        peer.heard_from(from, now_ms);
+        self.out
+            .transmit(peer.endpoint().unwrap_or(from), &confirmation[..len]);
+        self.attend(now, &peer.node());
+    }
+
+    /// A peer under load asks this node to prove its address. Moves no path: anybody could have sent it from anywhere.
+    pub(super) fn on_cookie(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        receiver: u32,
+    ) {
+        let Some(peer) = self.plane.indices.peer(receiver) else {
+            return;
+        };
+        if !self.limiter.admit(now, from.ip()) {
+            return;
+        }
+        let mut unused = [0; HANDSHAKE_LEN_MAX];
+        if let Some(session) = peer.slot().session.as_mut() {
+            let _ = session.open(from.ip(), datagram, &mut unused);
+        }
+    }
+
+    /// Looks after a peer whose session may have become ready: tells the daemon, sends what waits.
+    pub(super) fn attend(&mut self, now: Instant, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let handle = control.handle.clone();
+        let now_ms = self.plane.shared.now_ms();
+        let slot = handle.slot();
+        let agreed = slot.agreed.filter(|_| slot.is_ready(now_ms));
+        let has_queued = slot.has_queued();
+        drop(slot);
+        if let Some(agreed) = agreed {
+            if self.peers.change(id, |state| state.on_agreed(agreed.at_ms)) == Some(true) {
+                self.out.events.push_back(Event::PeerUp { node: *id });
+            }
+            self.flush(&handle);
+            self.tell_path(id);
+        } else if has_queued {
+            self.renew_session(now, id);
+        }
+    }
+
+    fn tell_path(&mut self, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let selected = control.handle.endpoint();
+        if let Some(endpoint) = selected.filter(|_| selected != control.told_endpoint) {
+            tracing::debug!(peer = %id, %endpoint, "path selected");
+            self.peers.set_told_endpoint(id, selected);
+            let node = *id;
+            self.out
+                .events
+                .push_back(Event::PathChanged { node, endpoint });
+        }
+    }
+
+    fn flush(&mut self, peer: &PeerHandle) {
+        loop {
+            let packet = peer.slot().pop(&self.plane.shared);
+            let Some(packet) = packet else { return };
+            let mut datagram = vec![0; (packet.len() + SEAL_OVERHEAD).max(SEAL_BUFFER_MIN)];
+            let sealed = peer.seal().seal(&packet, &mut datagram);
+            match (sealed, peer.endpoint()) {
+                (Sealed::Datagram(len), Some(endpoint)) => {
+                    self.out.transmit(endpoint, &datagram[..len]);
+                }
+                // Back in the queue: the session went meanwhile.
+                (Sealed::Queued, _) => return,
+                (Sealed::Datagram(_) | Sealed::Dropped(_), _) => {}
+            }
+        }
+    }
+
+    /// Sends one packet of the engine's own through the tunnel.
+    pub(super) fn send_packet(&mut self, now: Instant, peer: &PeerHandle, packet: &[u8]) {
+        let mut datagram = [0; SEAL_BUFFER_MIN];
+        let mut sealer = peer.seal();
+        let sealed = sealer.seal(packet, &mut datagram);
+        let event = sealer.finish();
+        if let (Sealed::Datagram(len), Some(endpoint)) = (sealed, peer.endpoint()) {
+            self.out.transmit(endpoint, &datagram[..len]);
+        }
+        if let Some(event) = event {
+            self.on_plane(now, event);
+        }
+    }
+
+    /// The peer may be reached elsewhere: do not wait for the next try.
+    pub(super) fn on_new_candidates(&mut self, now: Instant, id: &NodeId) {
+        let state = self.peers.get(id).map(|control| *control.state());
+        if state.is_some_and(|state| state.retry_at().is_some()) {
+            self.initiate(now, id);
+        }
+    }
+
+    /// The underlay changed: every path is doubtful.
+    pub(super) fn on_rebind(&mut self, now: Instant) {
+        self.stun.restart(now);
+        let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
+        for id in live {
+            let is_up = self
+                .peers
+                .get(&id)
+                .is_some_and(|control| control.state().is_up());
+            if is_up {
+                self.renew_session(now, &id);
+            }
+        }
+    }
+
+    /// Looks at every session.
+    pub(super) fn tick(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.reset_at) >= Duration::from_secs(1) {
+            self.reset_at = now;
+            self.identity.reset();
+        }
+        if now >= self.sweep_at {
+            self.sweep_at = now + SWEEP_EVERY;
+            self.plane.sweep(self.plane.shared.now_ms());
+        }
+        let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
+        let mut has_internet_path = false;
+        for id in live {
+            self.tick_peer(now, &id);
+            has_internet_path |= self.peers.get(&id).is_some_and(|control| {
+                control.state().is_up() && control.handle.path().is_some_and(|path| !path.is_lan)
+            });
+        }
+        self.stun.set_active(has_internet_path);
+    }
+
+    fn tick_peer(&mut self, now: Instant, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let (handle, live) = (control.handle.clone(), control.live);
+        let is_up = control.state().is_up();
+        let is_idle = !is_up && control.state().retry_at().is_none();
+        let now_ms = self.plane.shared.now_ms();
+
+        let mut datagram = [0; HANDSHAKE_LEN_MAX];
+        let mut slot = handle.slot();
+        if slot.is_ready(now_ms) && owes_keepalive(&handle, now_ms) {
+            let session = slot.session.as_mut();
+            let sealed = session.and_then(|session| session.seal(&[], &mut datagram).ok());
+            if let (Some(len), Some(endpoint)) = (sealed, handle.endpoint()) {
+                handle.traffic().note_sent(now_ms, 0);
+                self.out.transmit(endpoint, &datagram[..len]);
+            }
+        }
+        let needs_renewal = needs_renewal(&handle, &slot, now_ms);
+        // The session's own timers come last: what was done above keeps them quiet.
+        drop(slot);
+        if is_up && needs_renewal {
+            self.renew_session(now, id);
+        }
+        let mut slot = handle.slot();
+        let tick = slot
+            .session
+            .as_mut()
+            .map_or(Tick::Nothing, |session| session.tick(&mut datagram));
+        let is_ready = slot.is_ready(now_ms);
+        drop(slot);
+        match tick {
+            Tick::Nothing | Tick::Expired => {}
+            Tick::Initiation(len) => {
+                let at = self.now(now);
+                self.peers.change(id, |state| state.on_initiated(at));
+                self.spray(id, &datagram[..len]);
+            }
+            Tick::Keepalive(len) => {
+                if let Some(endpoint) = handle.endpoint() {
+                    handle.traffic().note_sent(now_ms, 0);
+                    self.out.transmit(endpoint, &datagram[..len]);
+                }
+            }
+        }
+        let is_unconfirmed_long = live
+            .is_some_and(|live| now.saturating_duration_since(live.touched_at) >= UNCONFIRMED_FOR);
+        if is_ready {
+            // Catches up with events that were lost on their way from the plane.
+            self.attend(now, id);
+        } else if self.is_attempting(id) {
+            if tick == Tick::Expired {
+                // It would refuse to begin again: a fresh one takes over with the next try.
+                self.replace_session(now, id);
+            }
+        } else if is_up || (is_idle && is_unconfirmed_long) || tick == Tick::Expired {
+            let has_queued = handle.slot().has_queued();
+            if has_queued {
+                self.renew_session(now, id);
+            } else {
+                self.end_session(id);
+            }
+        }
+    }
+
+    fn is_attempting(&self, id: &NodeId) -> bool {
+        let control = self.peers.get(id);
+        control.is_some_and(|control| control.state().retry_at().is_some())
+    }
+
+    /// Makes a session anew and keeps what waits for it.
+    fn replace_session(&mut self, now: Instant, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        if let Some(live) = control.live {
+            self.plane.indices.release(live.index);
+        }
+        let mut slot = control.handle.slot();
+        (slot.session, slot.agreed, slot.unconfirmed) = (None, None, None);
+        drop(slot);
+        self.peers.set_live(id, None);
+        self.ensure_session(now, id);
+    }
+}
+
+/// Whether the peer sent data and heard nothing for so long that it may take this node for dead.
+fn owes_keepalive(peer: &PeerHandle, now_ms: u64) -> bool {
+    let last_tx_ms = peer.traffic().last_tx_ms.load(Ordering::Relaxed);
+    peer.traffic().last_data_rx_ms.load(Ordering::Relaxed) > last_tx_ms
+        && is_past(now_ms, last_tx_ms, KEEPALIVE_AFTER)
+}
+
+/// Whether keys are due for replacement, or the path is silent.
+fn needs_renewal(peer: &PeerHandle, slot: &Slot, now_ms: u64) -> bool {
+    let traffic = peer.traffic();
+    let unanswered_ms = traffic.unanswered_ms.load(Ordering::Relaxed);
+    if unanswered_ms != 0 && is_past(now_ms, unanswered_ms, SILENT_AFTER) {
+        return true;
+    }
+    // Only the initiator renews, else both ends would at once.
+    let Some(agreed) = slot.agreed.filter(|agreed| agreed.is_initiator) else {
+        return false;
+    };
+    let has_sent = traffic.last_data_tx_ms.load(Ordering::Relaxed) > agreed.at_ms;
+    let has_received = traffic.last_data_rx_ms.load(Ordering::Relaxed) > agreed.at_ms;
+    (has_sent && is_past(now_ms, agreed.at_ms, REKEY_AFTER))
+        || (has_received && is_past(now_ms, agreed.at_ms, REKEY_AFTER_RECEIVING))
+}
+
+fn is_past(now_ms: u64, since_ms: u64, span: Duration) -> bool {
+    u128::from(now_ms.saturating_sub(since_ms)) >= span.as_millis()
+}

@@ -1,0 +1,266 @@
+//! What goes in and comes out of the engine and its plane: plain values, no behaviour.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_proto::id::NodeId;
+use mesh_proto::key::NodePrivateKey;
+use mesh_proto::netmap::Netmap;
+
+use crate::peer::PeerHandle;
+use crate::service::ServicePorts;
+
+/// Something that the daemon tells the engine.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// A verified map, whole; the engine finds the changes itself.
+    Netmap {
+        /// The map.
+        netmap: Arc<Netmap>,
+        /// The wall clock at `now`, Unix milliseconds; expiry of peers' keys is judged by it.
+        unix_ms: u64,
+    },
+    /// Where this machine is on the underlay: its interfaces' addresses with the UDP port.
+    LocalEndpoints(Vec<SocketAddr>),
+    /// Where the listeners behind the service ports are.
+    Services(ServicePorts),
+    /// The underlay changed or the socket was opened anew: ask for the reflexive address again, prove all paths again.
+    Rebind,
+    /// This node's key was rotated: every session ends and is made anew when needed.
+    NodeKey(NodePrivateKey),
+    /// The node left its mesh: forget every peer.
+    Clear,
+}
+
+/// A datagram for the UDP socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to; never an IPv4-mapped IPv6 address.
+    pub dst: SocketAddr,
+    /// The payload.
+    pub bytes: Vec<u8>,
+}
+
+/// Why the engine wants to be called at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TimerReason {
+    /// Sessions are live and their timers need a look.
+    Sessions,
+    /// A handshake is due again.
+    Handshake,
+    /// The reflexive address is due.
+    Stun,
+    /// A peer's key expires.
+    Expiry,
+}
+
+/// A fact for the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A session with the peer stands.
+    PeerUp {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The session with the peer is gone and nothing brings it back before there is traffic.
+    PeerDown {
+        /// The peer.
+        node: NodeId,
+    },
+    /// Packets to the peer go elsewhere.
+    PathChanged {
+        /// The peer.
+        node: NodeId,
+        /// The selected path.
+        endpoint: SocketAddr,
+    },
+    /// How the world outside sees the UDP socket.
+    ReflexiveEndpoint(SocketAddr),
+    /// A ping was answered.
+    Pong {
+        /// The peer.
+        node: NodeId,
+        /// What [`Engine::ping`](crate::Engine::ping) returned.
+        token: PingToken,
+        /// How long the answer took.
+        rtt: Duration,
+        /// Which path was selected when it came.
+        endpoint: Option<SocketAddr>,
+    },
+}
+
+/// Names one ping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PingToken(pub(crate) u64);
+
+/// Something that the plane found and the engine must see: pass it to
+/// [`Engine::handle_plane`](crate::Engine::handle_plane). Losing one delays a session, but breaks nothing.
+#[derive(Debug, Clone)]
+pub enum PlaneEvent {
+    /// Packets wait for a session.
+    NeedSession(PeerHandle),
+    /// The peer proved that it holds the new session: what waited may go.
+    SessionReady(PeerHandle),
+    /// The peer is heard from another endpoint.
+    PathMoved(PeerHandle),
+    /// A ping was answered.
+    Pong {
+        /// By whom.
+        peer: PeerHandle,
+        /// Which.
+        token: PingToken,
+        /// When the answer was seen.
+        at: Instant,
+    },
+}
+
+/// How complete a TUN packet's transport checksum is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChecksumState {
+    /// A right checksum.
+    Complete,
+    /// Only the pseudo-header is summed; the rest is left to offload (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    Partial,
+}
+
+/// What to do with a packet from the TUN.
+#[derive(Debug)]
+pub enum Outbound {
+    /// Seal it for this peer.
+    Peer(PeerHandle),
+    /// It was rewritten in place: write it back to the TUN, with the same offload header.
+    Reflect,
+    /// Forget it.
+    Drop(DropReason),
+}
+
+/// Where a datagram from the UDP socket belongs.
+#[derive(Debug)]
+pub enum Inbound {
+    /// Sealed packets of this peer's session: open them here.
+    Data(PeerHandle),
+    /// Handshakes and STUN: for [`Engine::handle_udp`](crate::Engine::handle_udp).
+    Control,
+    /// Forget it.
+    Drop(DropReason),
+}
+
+/// What to do with an opened packet.
+#[derive(Debug)]
+pub enum Admit {
+    /// Write it to the TUN; it may have been rewritten in place. Its checksums are complete.
+    Deliver,
+    /// It was for the engine.
+    Consumed(PlaneEvent),
+    /// Forget it.
+    Drop(DropReason),
+}
+
+/// What became of a packet that was to be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sealed {
+    /// So many bytes of `out` are a datagram for the peer's endpoint.
+    Datagram(usize),
+    /// There is no session yet: a copy waits. The engine sends it when the session stands.
+    Queued,
+    /// Forget it.
+    Dropped(DropReason),
+}
+
+/// What was in a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// So many bytes of `out` are an IP packet, for [`Plane::admit`](crate::Plane::admit).
+    Packet(usize),
+    /// An authentic datagram without a packet.
+    Keepalive,
+    /// Forget it.
+    Dropped(DropReason),
+}
+
+/// Why a packet or datagram went no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// Not IP, cut short, or with headers that cannot be understood safely.
+    Malformed,
+    /// No peer has the destination address.
+    NoRoute,
+    /// The source is not the sender's overlay address.
+    WrongSource,
+    /// The destination is not this node's overlay address.
+    WrongDestination,
+    /// No rule allows it and it answers no flow of this node's own.
+    Filtered,
+    /// The service address has nothing on this port, or the door is shut.
+    NoService,
+    /// The datagram speaks neither WireGuard nor STUN.
+    NotOurs,
+    /// The datagram names a session that does not exist.
+    UnknownSession,
+    /// The datagram does not open: forged, replayed, or from an ended session.
+    NotAuthentic,
+    /// The caller's buffer is too small.
+    BufferTooSmall,
+    /// Too many packets wait for sessions.
+    QueueFull,
+    /// The peer was removed.
+    PeerGone,
+}
+
+impl DropReason {
+    /// All reasons, for metrics.
+    pub const ALL: [Self; 12] = [
+        Self::Malformed,
+        Self::NoRoute,
+        Self::WrongSource,
+        Self::WrongDestination,
+        Self::Filtered,
+        Self::NoService,
+        Self::NotOurs,
+        Self::UnknownSession,
+        Self::NotAuthentic,
+        Self::BufferTooSmall,
+        Self::QueueFull,
+        Self::PeerGone,
+    ];
+
+    /// A label in snake case.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NoRoute => "no_route",
+            Self::WrongSource => "wrong_source",
+            Self::WrongDestination => "wrong_destination",
+            Self::Filtered => "filtered",
+            Self::NoService => "no_service",
+            Self::NotOurs => "not_ours",
+            Self::UnknownSession => "unknown_session",
+            Self::NotAuthentic => "not_authentic",
+            Self::BufferTooSmall => "buffer_too_small",
+            Self::QueueFull => "queue_full",
+            Self::PeerGone => "peer_gone",
+        }
+    }
+}
+
+/// What is known of the link to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStats {
+    /// The peer.
+    pub node: NodeId,
+    /// The selected path.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether a session stands.
+    pub is_up: bool,
+    /// Payload bytes opened.
+    pub rx_bytes: u64,
+    /// Payload bytes sealed.
+    pub tx_bytes: u64,
+    /// How long ago the session was agreed on.
+    pub last_handshake_age: Option<Duration>,
+    /// How long ago an authentic datagram came.
+    pub last_rx_age: Option<Duration>,
+}

@@ -1,0 +1,3 @@
+//! What lies between this node and the internet.
+
+pub(crate) mod stun;

@@ -1,0 +1,456 @@
+//! One peer as the packet path sees it: its session behind one lock, all else atomic.
+
+pub(crate) mod state;
+pub(crate) mod table;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_proto::id::NodeId;
+use mesh_proto::key::NodeKey;
+
+use crate::config::{
+    LAN_HOLD, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, TICK,
+};
+use crate::event::{DropReason, Opened, PlaneEvent, Sealed};
+use crate::filter::Rules;
+use crate::noise::{Kind, Read, Session};
+use crate::path::{Path, canonical};
+use crate::plane::Shared;
+
+/// A peer, shared between the engine and the packet path. Cheap to clone.
+#[derive(Clone)]
+pub struct PeerHandle(Arc<Peer>);
+
+/// What a peer is for as long as its handle lives; another key or address makes another peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) node: NodeId,
+    pub(crate) node_key: NodeKey,
+    pub(crate) ipv4: Ipv4Addr,
+    pub(crate) ipv6: Ipv6Addr,
+}
+
+struct Peer {
+    identity: Identity,
+    shared: Arc<Shared>,
+    slot: Mutex<Slot>,
+    path: ArcSwapOption<Path>,
+    rules: ArcSwap<Rules>,
+    is_gone: AtomicBool,
+    traffic: Traffic,
+}
+
+/// What moved, and when: milliseconds of the plane's clock, 0 for never.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) rx_bytes: AtomicU64,
+    pub(crate) tx_bytes: AtomicU64,
+    /// Anything authentic.
+    pub(crate) last_rx_ms: AtomicU64,
+    pub(crate) last_data_rx_ms: AtomicU64,
+    pub(crate) last_tx_ms: AtomicU64,
+    pub(crate) last_data_tx_ms: AtomicU64,
+    /// Since when data is sent and nothing heard.
+    pub(crate) unanswered_ms: AtomicU64,
+    /// When the engine was last told that a session is needed.
+    wanted_ms: AtomicU64,
+}
+
+impl Traffic {
+    pub(crate) fn note_sent(&self, now_ms: u64, packet_len: usize) {
+        self.last_tx_ms.store(now_ms, Ordering::Relaxed);
+        if packet_len == 0 {
+            return;
+        }
+        self.tx_bytes
+            .fetch_add(packet_len as u64, Ordering::Relaxed);
+        self.last_data_tx_ms.store(now_ms, Ordering::Relaxed);
+        if self.unanswered_ms.load(Ordering::Relaxed) == 0 {
+            self.unanswered_ms.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn note_received(&self, now_ms: u64, packet_len: usize) {
+        self.last_rx_ms.store(now_ms, Ordering::Relaxed);
+        if self.unanswered_ms.load(Ordering::Relaxed) != 0 {
+            self.unanswered_ms.store(0, Ordering::Relaxed);
+        }
+        if packet_len != 0 {
+            self.rx_bytes
+                .fetch_add(packet_len as u64, Ordering::Relaxed);
+            self.last_data_rx_ms.store(now_ms, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What the lock guards.
+#[derive(Default)]
+pub(crate) struct Slot {
+    /// Made when needed and dropped when idle: it weighs 12 KiB.
+    pub(crate) session: Option<Box<dyn Session>>,
+    /// The newest keys that both ends hold.
+    pub(crate) agreed: Option<Agreed>,
+    /// The receiver index of keys that this node answered with and the peer has not used yet.
+    pub(crate) unconfirmed: Option<u32>,
+    queue: VecDeque<Vec<u8>>,
+}
+
+/// Keys that both ends hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Agreed {
+    pub(crate) at_ms: u64,
+    pub(crate) is_initiator: bool,
+    n_sealed: u64,
+}
+
+impl Agreed {
+    pub(crate) const fn new(at_ms: u64, is_initiator: bool) -> Self {
+        Self {
+            at_ms,
+            is_initiator,
+            n_sealed: 0,
+        }
+    }
+}
+
+impl Slot {
+    /// Whether a packet can be sealed.
+    pub(crate) fn is_ready(&self, now_ms: u64) -> bool {
+        let is_fresh = self.agreed.is_some_and(|agreed| {
+            u128::from(now_ms.saturating_sub(agreed.at_ms)) < REJECT_AFTER.as_millis()
+                && agreed.n_sealed < REJECT_AFTER_MESSAGES
+        });
+        is_fresh
+            && self
+                .session
+                .as_ref()
+                .is_some_and(|session| session.is_ready())
+    }
+
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    fn push(&mut self, shared: &Shared, packet: &[u8]) -> bool {
+        while self.queue.len() >= N_QUEUED_MAX {
+            self.pop(shared);
+        }
+        if !shared.reserve(packet.len()) {
+            return false;
+        }
+        self.queue.push_back(packet.to_vec());
+        true
+    }
+
+    pub(crate) fn pop(&mut self, shared: &Shared) -> Option<Vec<u8>> {
+        let packet = self.queue.pop_front()?;
+        shared.release(packet.len());
+        Some(packet)
+    }
+
+    /// Forgets keys and packets.
+    pub(crate) fn clear(&mut self, shared: &Shared) {
+        (self.session, self.agreed, self.unconfirmed) = (None, None, None);
+        while self.pop(shared).is_some() {}
+    }
+}
+
+impl PeerHandle {
+    pub(crate) fn new(shared: Arc<Shared>, identity: Identity, rules: Arc<Rules>) -> Self {
+        Self(Arc::new(Peer {
+            identity,
+            shared,
+            slot: Mutex::default(),
+            path: ArcSwapOption::empty(),
+            rules: ArcSwap::new(rules),
+            is_gone: AtomicBool::new(false),
+            traffic: Traffic::default(),
+        }))
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.0.identity.node
+    }
+
+    /// The selected path; lock-free.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.0.path.load().as_ref().map(|path| path.endpoint)
+    }
+
+    /// Locks the session for sealing a batch.
+    #[must_use]
+    pub fn seal(&self) -> Sealer<'_> {
+        let slot = self.slot();
+        let now_ms = self.0.shared.now_ms();
+        let is_ready = slot.is_ready(now_ms) && !self.is_gone();
+        Sealer {
+            peer: self,
+            slot,
+            is_ready,
+            now_ms,
+            event: None,
+        }
+    }
+
+    /// Locks the session for opening a batch.
+    #[must_use]
+    pub fn open(&self) -> Opener<'_> {
+        Opener {
+            peer: self,
+            slot: self.slot(),
+            now_ms: self.0.shared.now_ms(),
+            event: None,
+        }
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.0.traffic
+    }
+
+    pub(crate) fn rules(&self) -> arc_swap::Guard<Arc<Rules>> {
+        self.0.rules.load()
+    }
+
+    pub(crate) fn set_rules(&self, rules: Arc<Rules>) {
+        self.0.rules.store(rules);
+    }
+
+    pub(crate) fn owns(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => ip == self.0.identity.ipv4,
+            IpAddr::V6(ip) => ip == self.0.identity.ipv6,
+        }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.is_gone.load(Ordering::Relaxed)
+    }
+
+    /// The lock of the session. A packet thread that panicked left nothing half done that matters: the next handshake
+    /// replaces it.
+    pub(crate) fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.0.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn path(&self) -> Option<Arc<Path>> {
+        self.0.path.load_full()
+    }
+
+    /// Ends the peer: handles of it that linger do nothing any more.
+    pub(crate) fn remove(&self) {
+        self.0.is_gone.store(true, Ordering::Relaxed);
+        self.slot().clear(&self.0.shared);
+        self.0.path.store(None);
+    }
+
+    /// Selects the endpoint that the peer was authentically heard from; `true` when that is another one.
+    pub(crate) fn heard_from(&self, endpoint: SocketAddr, now_ms: u64) -> bool {
+        let current = self.0.path.load();
+        if let Some(path) = current.as_ref() {
+            if path.endpoint == endpoint {
+                path.heard_ms.store(now_ms, Ordering::Relaxed);
+                return false;
+            }
+            let silent_ms = now_ms.saturating_sub(path.heard_ms.load(Ordering::Relaxed));
+            if path.is_lan
+                && u128::from(silent_ms) < LAN_HOLD.as_millis()
+                && !self.0.shared.is_lan(endpoint.ip())
+            {
+                return false;
+            }
+        }
+        let is_lan = self.0.shared.is_lan(endpoint.ip());
+        self.0
+            .path
+            .store(Some(Arc::new(Path::new(endpoint, is_lan, now_ms))));
+        true
+    }
+
+    /// Where an answer may be sent before the peer is proven to be there.
+    pub(crate) fn suppose(&self, endpoint: SocketAddr, now_ms: u64) {
+        if self.0.path.load().is_none() {
+            self.heard_from(endpoint, now_ms);
+        }
+    }
+}
+
+impl PartialEq for PeerHandle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for PeerHandle {}
+
+impl fmt::Debug for PeerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerHandle")
+            .field("node", &self.0.identity.node)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A locked session, for sealing. Keep it for a batch and no longer.
+pub struct Sealer<'a> {
+    peer: &'a PeerHandle,
+    slot: MutexGuard<'a, Slot>,
+    is_ready: bool,
+    now_ms: u64,
+    event: Option<PlaneEvent>,
+}
+
+impl Sealer<'_> {
+    /// Seals one IP packet into `out`, which needs [`SEAL_OVERHEAD`](crate::SEAL_OVERHEAD) bytes more than the packet
+    /// and [`SEAL_BUFFER_MIN`](crate::SEAL_BUFFER_MIN) at least.
+    pub fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Sealed {
+        match self.try_seal(packet, out) {
+            Ok(sealed) => sealed,
+            Err(reason) => {
+                self.peer.0.shared.count_drop(reason);
+                Sealed::Dropped(reason)
+            }
+        }
+    }
+
+    fn try_seal(&mut self, packet: &[u8], out: &mut [u8]) -> Result<Sealed, DropReason> {
+        let shared = &self.peer.0.shared;
+        if self.peer.is_gone() {
+            return Err(DropReason::PeerGone);
+        }
+        if !self.is_ready {
+            self.want_session();
+            return if self.slot.push(shared, packet) {
+                Ok(Sealed::Queued)
+            } else {
+                Err(DropReason::QueueFull)
+            };
+        }
+        let Slot {
+            session: Some(session),
+            agreed: Some(agreed),
+            ..
+        } = &mut *self.slot
+        else {
+            return Err(DropReason::PeerGone);
+        };
+        let len = session.seal(packet, out)?;
+        agreed.n_sealed += 1;
+        if agreed.n_sealed >= REJECT_AFTER_MESSAGES {
+            self.is_ready = false;
+        }
+        if agreed.n_sealed >= REKEY_AFTER_MESSAGES {
+            self.want_session();
+        }
+        self.peer.0.traffic.note_sent(self.now_ms, packet.len());
+        Ok(Sealed::Datagram(len))
+    }
+
+    fn want_session(&mut self) {
+        let wanted_ms = &self.peer.0.traffic.wanted_ms;
+        // Told anew now and then: the event may get lost.
+        let since_ms = self
+            .now_ms
+            .saturating_sub(wanted_ms.load(Ordering::Relaxed));
+        if u128::from(since_ms) >= TICK.as_millis() || !self.slot.has_queued() {
+            wanted_ms.store(self.now_ms, Ordering::Relaxed);
+            self.event = Some(PlaneEvent::NeedSession(self.peer.clone()));
+        }
+    }
+
+    /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
+    #[must_use]
+    pub fn finish(self) -> Option<PlaneEvent> {
+        self.event
+    }
+}
+
+impl fmt::Debug for Sealer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Sealer").field(self.peer).finish()
+    }
+}
+
+/// A locked session, for opening. Keep it for a batch and no longer.
+pub struct Opener<'a> {
+    peer: &'a PeerHandle,
+    slot: MutexGuard<'a, Slot>,
+    now_ms: u64,
+    event: Option<PlaneEvent>,
+}
+
+impl Opener<'_> {
+    /// Opens one datagram into `out`, which must be as long as the datagram.
+    pub fn open(&mut self, from: SocketAddr, datagram: &[u8], out: &mut [u8]) -> Opened {
+        match self.try_open(from, datagram, out) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                self.peer.0.shared.count_drop(reason);
+                Opened::Dropped(reason)
+            }
+        }
+    }
+
+    fn try_open(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<Opened, DropReason> {
+        let Some(Kind::Data(receiver)) = Kind::of(datagram) else {
+            return Err(DropReason::NotOurs);
+        };
+        if self.peer.is_gone() {
+            return Err(DropReason::PeerGone);
+        }
+        let session = self
+            .slot
+            .session
+            .as_mut()
+            .ok_or(DropReason::UnknownSession)?;
+        let from = canonical(from);
+        let opened = match session.open(from.ip(), datagram, out) {
+            Read::Packet(len) => Opened::Packet(len),
+            Read::Keepalive => Opened::Keepalive,
+            Read::Refused(reason) => return Err(reason),
+            Read::Reply(_) | Read::Cookie => return Err(DropReason::NotAuthentic),
+        };
+        let len = match opened {
+            Opened::Packet(len) => len,
+            Opened::Keepalive | Opened::Dropped(_) => 0,
+        };
+        self.peer.0.traffic.note_received(self.now_ms, len);
+        if self.peer.heard_from(from, self.now_ms) && self.event.is_none() {
+            self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
+        }
+        if self.slot.unconfirmed == Some(receiver) {
+            self.slot.unconfirmed = None;
+            self.slot.agreed = Some(Agreed::new(self.now_ms, false));
+            self.event = Some(PlaneEvent::SessionReady(self.peer.clone()));
+        }
+        Ok(opened)
+    }
+
+    /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
+    #[must_use]
+    pub fn finish(self) -> Option<PlaneEvent> {
+        self.event
+    }
+}
+
+impl fmt::Debug for Opener<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Opener").field(self.peer).finish()
+    }
+}

@@ -1,0 +1,281 @@
+//! The data side: what happens to each packet, shared by all packet threads, without locks or allocation.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::config::QUEUED_BYTES_MAX;
+use crate::echo::Echo;
+use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound, PlaneEvent};
+use crate::filter;
+use crate::filter::flows::Flows;
+use crate::noise::Kind;
+use crate::noise::index::Indices;
+use crate::packet::{Headers, Upper};
+use crate::path::candidate::Surroundings;
+use crate::peer::PeerHandle;
+use crate::route::Routes;
+use crate::seed::Seed;
+use crate::service::ServicePorts;
+
+/// The part of the mesh that each packet passes.
+#[derive(Debug)]
+pub struct Plane {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) indices: Indices,
+    pub(crate) routes: Routes,
+    pub(crate) echo: Echo,
+    flows: Flows,
+    local: ArcSwapOption<Local>,
+}
+
+/// This node on the overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Local {
+    pub(crate) ipv4: Ipv4Addr,
+    pub(crate) ipv6: Ipv6Addr,
+    pub(crate) service_ipv4: Ipv4Addr,
+    pub(crate) service_ipv6: Ipv6Addr,
+    pub(crate) services: ServicePorts,
+}
+
+impl Local {
+    fn is_own(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => ip == self.ipv4,
+            IpAddr::V6(ip) => ip == self.ipv6,
+        }
+    }
+
+    fn is_service(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => ip == self.service_ipv4,
+            IpAddr::V6(ip) => ip == self.service_ipv6,
+        }
+    }
+}
+
+/// What plane and peers have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    start: Instant,
+    now_ms: AtomicU64,
+    queued_bytes: AtomicUsize,
+    drops: [AtomicU64; DropReason::ALL.len()],
+    surroundings: ArcSwap<Surroundings>,
+}
+
+impl Shared {
+    pub(crate) fn new(start: Instant) -> Self {
+        Self {
+            start,
+            // 0 means never.
+            now_ms: AtomicU64::new(1),
+            queued_bytes: AtomicUsize::new(0),
+            drops: std::array::from_fn(|_| AtomicU64::new(0)),
+            surroundings: ArcSwap::default(),
+        }
+    }
+
+    /// Milliseconds since the start, from 1 on.
+    pub(crate) fn ms_of(&self, at: Instant) -> u64 {
+        let elapsed = at.saturating_duration_since(self.start).as_millis();
+        u64::try_from(elapsed).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    /// The clock as of the last [`Self::set_clock`].
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_clock(&self, now: Instant) -> u64 {
+        let ms = self.ms_of(now);
+        if ms > self.now_ms() {
+            self.now_ms.store(ms, Ordering::Relaxed);
+        }
+        self.now_ms()
+    }
+
+    pub(crate) fn count_drop(&self, reason: DropReason) {
+        self.drops[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_lan(&self, ip: IpAddr) -> bool {
+        self.surroundings.load().is_lan(ip)
+    }
+
+    pub(crate) fn surroundings(&self) -> Arc<Surroundings> {
+        self.surroundings.load_full()
+    }
+
+    pub(crate) fn set_surroundings(&self, surroundings: Surroundings) {
+        self.surroundings.store(Arc::new(surroundings));
+    }
+
+    /// Takes bytes from the budget of waiting packets.
+    pub(crate) fn reserve(&self, len: usize) -> bool {
+        let taken = self.queued_bytes.fetch_add(len, Ordering::Relaxed);
+        if taken.saturating_add(len) <= QUEUED_BYTES_MAX {
+            return true;
+        }
+        self.release(len);
+        false
+    }
+
+    pub(crate) fn release(&self, len: usize) {
+        self.queued_bytes.fetch_sub(len, Ordering::Relaxed);
+    }
+}
+
+impl Plane {
+    pub(crate) fn new(start: Instant, seed: &mut Seed) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(start)),
+            indices: Indices::new(),
+            routes: Routes::new(),
+            echo: Echo::new(seed),
+            flows: Flows::new([seed.u64(), seed.u64()]),
+            local: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Decides on one IP packet, or one super-packet with its headers intact, read from the TUN. A reflected one was
+    /// rewritten in place and goes back with its offload header as it came.
+    pub fn outbound(&self, now: Instant, packet: &mut [u8], checksum: ChecksumState) -> Outbound {
+        match self.try_outbound(now, packet, checksum) {
+            Ok(outbound) => outbound,
+            Err(reason) => {
+                self.shared.count_drop(reason);
+                Outbound::Drop(reason)
+            }
+        }
+    }
+
+    fn try_outbound(
+        &self,
+        now: Instant,
+        packet: &mut [u8],
+        checksum: ChecksumState,
+    ) -> Result<Outbound, DropReason> {
+        let now_ms = self.shared.set_clock(now);
+        let local = self.local.load();
+        let local = local.as_ref().ok_or(DropReason::NoRoute)?;
+        let headers = Headers::parse(packet).ok_or(DropReason::Malformed)?;
+        if !local.is_own(headers.src) {
+            return Err(DropReason::WrongSource);
+        }
+        if local.is_service(headers.dst) {
+            local.services.reflect(packet, &headers, checksum)?;
+            return Ok(Outbound::Reflect);
+        }
+        let peer = self.routes.lookup(headers.dst).ok_or(DropReason::NoRoute)?;
+        let headers = if local.services.mask(packet, &headers, checksum)? {
+            Headers::parse(packet).ok_or(DropReason::Malformed)?
+        } else {
+            headers
+        };
+        filter::note_outbound(&self.flows, &headers, seconds(now_ms));
+        Ok(Outbound::Peer(peer))
+    }
+
+    /// Finds where a datagram belongs.
+    #[must_use]
+    pub fn inbound(&self, datagram: &[u8]) -> Inbound {
+        let reason = match Kind::of(datagram) {
+            Some(Kind::Data(receiver)) => match self.indices.peer(receiver) {
+                Some(peer) => return Inbound::Data(peer),
+                None => DropReason::UnknownSession,
+            },
+            Some(Kind::Initiation | Kind::Response(_) | Kind::CookieReply(_)) => {
+                return Inbound::Control;
+            }
+            None if mesh_proto::stun::is_stun(datagram) => return Inbound::Control,
+            None => DropReason::NotOurs,
+        };
+        self.shared.count_drop(reason);
+        Inbound::Drop(reason)
+    }
+
+    /// Checks an opened packet: source, destination, packet filter; translates service ports in place.
+    pub fn admit(&self, now: Instant, peer: &PeerHandle, packet: &mut [u8]) -> Admit {
+        match self.try_admit(now, peer, packet) {
+            Ok(admit) => admit,
+            Err(reason) => {
+                self.shared.count_drop(reason);
+                Admit::Drop(reason)
+            }
+        }
+    }
+
+    fn try_admit(
+        &self,
+        now: Instant,
+        peer: &PeerHandle,
+        packet: &mut [u8],
+    ) -> Result<Admit, DropReason> {
+        let now_ms = self.shared.set_clock(now);
+        if peer.is_gone() {
+            return Err(DropReason::PeerGone);
+        }
+        let local = self.local.load();
+        let local = local.as_ref().ok_or(DropReason::NoRoute)?;
+        let headers = Headers::parse(packet).ok_or(DropReason::Malformed)?;
+        if !peer.owns(headers.src) {
+            return Err(DropReason::WrongSource);
+        }
+        if !local.is_own(headers.dst) {
+            return Err(DropReason::WrongDestination);
+        }
+        if let Upper::EchoReply { ident } = headers.upper
+            && let Some(token) = self.echo.token_of(ident, packet, &headers)
+        {
+            let peer = peer.clone();
+            let at = now;
+            return Ok(Admit::Consumed(PlaneEvent::Pong { peer, token, at }));
+        }
+        if local.services.is_hidden(&headers) {
+            return Err(DropReason::Filtered);
+        }
+        if !filter::admits(
+            &self.flows,
+            &peer.rules(),
+            &headers,
+            packet,
+            seconds(now_ms),
+        ) {
+            return Err(DropReason::Filtered);
+        }
+        local.services.unmask(packet, &headers)?;
+        Ok(Admit::Deliver)
+    }
+
+    /// How many packets and datagrams were dropped since the start, by reason.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        let counts = DropReason::ALL.into_iter().zip(&self.shared.drops);
+        counts.map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn local(&self) -> Option<Arc<Local>> {
+        self.local.load_full()
+    }
+
+    pub(crate) fn set_local(&self, local: Option<Local>) {
+        self.local.store(local.map(Arc::new));
+    }
+
+    pub(crate) fn sweep(&self, now_ms: u64) {
+        self.flows.sweep(seconds(now_ms));
+    }
+}
+
+/// Coarse time of the flow table, which looks at the low bits alone.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the flow table takes the low 19 bits"
+)]
+const fn seconds(ms: u64) -> u32 {
+    (ms / 1000) as u32
+}

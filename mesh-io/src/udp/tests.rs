@@ -1,0 +1,139 @@
+//! Datagrams over the loopback: merged, single, both families, both implementations.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::{UdpConfig, fallback, linux};
+use crate::wait::{Interest, Waited, Waker, wait};
+
+fn ready(fd: impl AsFd, waker: &Waker) {
+    let waited = wait(
+        fd.as_fd(),
+        Interest::Readable,
+        waker,
+        Some(Duration::from_secs(5)),
+    );
+    assert_eq!(waited.unwrap(), Waited::Ready, "nothing arrived");
+}
+
+/// Sends `bytes` by `stride` and gives the datagrams that arrived, with what the receiver's reads looked like.
+fn exchange(loopback: IpAddr, bytes: &[u8], stride: usize) -> (Vec<Vec<u8>>, usize) {
+    let waker = Waker::new().unwrap();
+    let sender = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    let receiver = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    let dst = SocketAddr::new(loopback, receiver.local_port());
+    assert_eq!(sender.send(dst, bytes, stride).unwrap(), bytes.len());
+    let mut batch = linux::RecvBatch::new();
+    let (mut datagrams, mut n_reads, mut n_bytes) = (Vec::new(), 0, 0);
+    while n_bytes < bytes.len() {
+        ready(&receiver, &waker);
+        receiver.recv_batch(&mut batch).unwrap();
+        for received in batch.iter() {
+            assert_eq!(
+                received.from,
+                SocketAddr::new(loopback, sender.local_port())
+            );
+            n_reads += 1;
+            for datagram in received.iter() {
+                n_bytes += datagram.len();
+                datagrams.push(datagram.to_vec());
+            }
+        }
+    }
+    let empty = receiver.recv_batch(&mut batch).unwrap_err();
+    assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(batch.iter().count(), 0);
+    (datagrams, n_reads)
+}
+
+#[test]
+fn datagrams_arrive_whole_and_in_order() {
+    let bytes: Vec<u8> = (0..200_000_u32).map(|i| (i % 251) as u8).collect();
+    for loopback in [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ] {
+        for (len, stride) in [
+            (1, 1400),
+            (1400, 1400),
+            (1401, 1400),
+            (200_000, 1312),
+            (900, 9),
+        ] {
+            let (datagrams, n_reads) = exchange(loopback, &bytes[..len], stride);
+            let expected: Vec<Vec<u8>> = bytes[..len].chunks(stride).map(<[u8]>::to_vec).collect();
+            assert_eq!(datagrams, expected, "{loopback} {len} by {stride}");
+            let socket = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+            if socket.capabilities().has_gso && socket.capabilities().has_gro && len > 100_000 {
+                assert!(n_reads < expected.len() / 8, "{n_reads} reads: not merged");
+            }
+        }
+    }
+}
+
+#[test]
+fn datagrams_longer_than_the_route_allows_are_sent_one_by_one() {
+    // The loopback's MTU is 65,536: no segment fits beside its headers, so segmentation is refused.
+    let bytes = vec![7; 65_507];
+    let (datagrams, _) = exchange(IpAddr::V4(Ipv4Addr::LOCALHOST), &bytes, 65_507);
+    assert_eq!(datagrams.len(), 1);
+}
+
+#[test]
+fn shared_sockets_have_one_port() {
+    let config = UdpConfig {
+        port: 0,
+        is_shared: true,
+    };
+    let first = linux::UdpSocket::bind(config).unwrap();
+    let port = first.local_port();
+    let second = linux::UdpSocket::bind(UdpConfig { port, ..config }).unwrap();
+    assert_eq!(second.local_port(), port);
+    let alone = UdpConfig {
+        port,
+        is_shared: false,
+    };
+    let refused = linux::UdpSocket::bind(alone).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+}
+
+#[test]
+fn the_fallback_speaks_to_the_fast_one() {
+    let waker = Waker::new().unwrap();
+    let slow = fallback::UdpSocket::bind(UdpConfig::default()).unwrap();
+    let fast = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    slow.retry_gso();
+    assert!(!slow.capabilities().has_gso);
+    let to = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    assert_eq!(slow.send(to(fast.local_port()), b"aabbc", 2).unwrap(), 5);
+    let mut batch = linux::RecvBatch::new();
+    let mut seen = BTreeMap::new();
+    while seen.len() < 3 {
+        ready(&fast, &waker);
+        fast.recv_batch(&mut batch).unwrap();
+        for datagrams in batch.iter() {
+            for datagram in datagrams.iter() {
+                seen.insert(datagram.to_vec(), datagrams.from);
+            }
+        }
+    }
+    assert!(seen.values().all(|from| *from == to(slow.local_port())));
+    assert_eq!(fast.send(to(slow.local_port()), b"dde", 2).unwrap(), 3);
+    let mut batch = fallback::RecvBatch::new();
+    for expected in [&b"dd"[..], b"e"] {
+        ready(&slow, &waker);
+        slow.recv_batch(&mut batch).unwrap();
+        let all: Vec<_> = batch.iter().map(|datagrams| datagrams.bytes).collect();
+        assert_eq!(all, [expected]);
+    }
+}
+
+#[test]
+fn a_stride_of_zero_is_an_error() {
+    let socket = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    let dst = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+    assert!(socket.send(dst, b"x", 0).is_err());
+}

@@ -1,0 +1,59 @@
+//! One file a verb; this one chooses.
+
+mod bugreport;
+mod completions;
+mod dns;
+mod down;
+mod metrics;
+mod models;
+mod ping;
+mod rotate;
+mod run;
+mod set;
+mod share;
+mod status;
+mod up;
+mod version;
+mod wait;
+
+use serde::Serialize;
+
+use crate::args::Command;
+use crate::client::Client;
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+/// Does one command.
+pub(crate) async fn run(
+    command: Command,
+    client: &Client,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    match command {
+        Command::Up(args) => up::run(args, client, output).await,
+        Command::Down => down::run(client, output).await,
+        Command::Logout => down::logout(client, output).await,
+        Command::Wait(args) => wait::run(args, client, output).await,
+        Command::Status(args) => status::run(&args, client, output).await,
+        Command::Ping(args) => ping::run(args, client, output).await,
+        Command::Models(args) => models::run(args, client, output).await,
+        Command::Run(args) => run::run(args, client, output).await,
+        Command::Share(args) => share::run(args, client, output).await,
+        Command::Set(args) => set::run(args, client, output).await,
+        Command::Dns(args) => dns::run(&args, client, output).await,
+        Command::Metrics => metrics::run(client, output).await,
+        Command::Bugreport(args) => bugreport::run(args, client, output).await,
+        Command::Rotate => rotate::run(client, output).await,
+        Command::Completions(args) => completions::run(&args, output),
+        Command::Version => version::run(client, output).await,
+        Command::Man(args) => completions::man(&args, output),
+    }
+}
+
+/// The answer of a verb that has nothing to tell but that it is done.
+#[derive(Debug, Serialize)]
+struct Done {
+    done: bool,
+}
+
+const DONE: Done = Done { done: true };

@@ -1,0 +1,268 @@
+//! Seeing the mesh: status, wait, ping, dns, settings.
+
+use insta::assert_snapshot;
+use mesh_proto::local::*;
+
+use crate::fake::{Fake, node_id, status_of, status_running};
+
+/// Wall-clock values that change with every run.
+fn still(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        match line.split_once("\"last_seen_ms\": 1") {
+            Some((head, _)) => out.push_str(&format!("{head}\"last_seen_ms\": [TIME],\n")),
+            None => out.push_str(&format!("{line}\n")),
+        }
+    }
+    out
+}
+
+#[test]
+fn status_shows_self_first_then_peers_then_the_coordinators_last_word() {
+    let fake = Fake::running().start();
+    assert_snapshot!("status", still(&fake.both(&["status"])));
+}
+
+#[test]
+fn status_ends_with_problems_and_their_cures() {
+    let mut status = status_running();
+    status.peers.clear();
+    if let Some(coordinator) = &mut status.coordinator {
+        coordinator.is_connected = false;
+        coordinator.last_heard_ms_ago = None;
+        coordinator.error = Some("connection refused".to_owned());
+    }
+    if let Some(node) = &mut status.node {
+        node.is_sharing = true;
+        node.expires_at_ms = Some(1);
+    }
+    status.problems = vec![
+        Problem {
+            code: "coordinator_unreachable".to_owned(),
+            message: "the coordinator is not heard; the mesh works from the last known map"
+                .to_owned(),
+            fix: None,
+        },
+        Problem {
+            code: "dns_unmanaged".to_owned(),
+            message: "nothing on this system points at the mesh's names".to_owned(),
+            fix: Some("meshctl dns".to_owned()),
+        },
+    ];
+    let fake = Fake::new().json("GET", PATH_STATUS, &status).start();
+    assert_snapshot!("status_with_problems", fake.meshctl(&["status"]));
+    assert_snapshot!(
+        "check_ready_degraded",
+        fake.meshctl(&["status", "--check", "ready"])
+    );
+}
+
+#[test]
+fn each_state_has_its_sentence_its_next_step_and_its_exit_code() {
+    let mut all = String::new();
+    for state in [
+        RunState::NeedsLogin,
+        RunState::Stopped,
+        RunState::Starting,
+        RunState::Refused,
+    ] {
+        let fake = Fake::new()
+            .json("GET", PATH_STATUS, &status_of(state))
+            .start();
+        all.push_str(&fake.meshctl(&["status"]));
+        all.push_str(&fake.meshctl(&["status", "--check", "live"]));
+        all.push_str(&fake.meshctl(&["status", "--check", "ready"]));
+    }
+    assert_snapshot!("status_states", all);
+}
+
+#[test]
+fn probes_of_a_healthy_node_pass() {
+    let fake = Fake::running().start();
+    assert!(
+        fake.meshctl(&["status", "--check", "live"])
+            .contains("[exit 0]")
+    );
+    assert!(
+        fake.meshctl(&["status", "--check", "ready"])
+            .contains("[exit 0]\n[stdout]\nready\n")
+    );
+}
+
+#[test]
+fn a_hostile_name_cannot_steer_the_terminal() {
+    let mut status = status_running();
+    status.problems = vec![Problem {
+        code: "x".to_owned(),
+        message: "bad \u{1b}[2J\u{9b}31m thing".to_owned(),
+        fix: None,
+    }];
+    let fake = Fake::new().json("GET", PATH_STATUS, &status).start();
+    let text = fake.meshctl(&["status"]);
+    assert!(
+        !text.contains('\u{1b}') && !text.contains('\u{9b}'),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn wait_ends_when_the_state_is_reached() {
+    let fake = Fake::running().start();
+    assert_snapshot!("wait", fake.meshctl(&["wait"]));
+    assert!(
+        fake.asked()[0].starts_with("GET /v1/status?wait=running&timeout_ms="),
+        "{:?}",
+        fake.asked()
+    );
+    let text = fake.meshctl(&["wait", "--for", "ready", "--timeout", "5s"]);
+    assert!(text.contains("[exit 0]"), "{text}");
+    assert!(
+        fake.asked()[1].starts_with("GET /v1/status?wait=ready&timeout_ms=4")
+            || fake.asked()[1].ends_with("=5000"),
+        "{:?}",
+        fake.asked()
+    );
+}
+
+#[test]
+fn wait_gives_up_and_says_on_what() {
+    let mut all = String::new();
+    for state in [RunState::NeedsLogin, RunState::Stopped, RunState::Starting] {
+        let fake = Fake::new()
+            .json("GET", PATH_STATUS, &status_of(state))
+            .start();
+        all.push_str(&fake.meshctl(&["wait", "--timeout", "1ms"]));
+    }
+    let mut status = status_running();
+    if let Some(coordinator) = &mut status.coordinator {
+        coordinator.is_connected = false;
+    }
+    let fake = Fake::new().json("GET", PATH_STATUS, &status).start();
+    all.push_str(&fake.meshctl(&["wait", "--for", "ready", "--timeout", "1ms"]));
+    assert_snapshot!("wait_gives_up", all);
+}
+
+fn pong() -> PingReply {
+    PingReply {
+        id: node_id(3),
+        name: "gpu1".parse().unwrap(),
+        ip: "10.171.1.3".parse().unwrap(),
+        path: PathStatus::Direct {
+            endpoint: "192.0.2.7:41641".parse().unwrap(),
+        },
+        rtt_ms: 1.234,
+    }
+}
+
+#[test]
+fn ping_tells_who_answered_by_which_way_and_how_fast() {
+    let fake = Fake::running().json("POST", PATH_PING, &pong()).start();
+    assert_snapshot!("ping", fake.both(&["ping", "gpu1"]));
+    assert_eq!(
+        fake.asked()[0],
+        r#"POST /v1/ping {"target":"gpu1","timeout_ms":5000}"#
+    );
+    let text = fake.meshctl(&["ping", "gpu1", "-c", "2"]);
+    assert_eq!(text.matches("pong from gpu1").count(), 2, "{text}");
+}
+
+#[test]
+fn ping_without_a_reply_and_to_nobody() {
+    let fake = Fake::running()
+        .error("POST", PATH_PING, 504, "timeout", "no reply")
+        .start();
+    assert_snapshot!(
+        "ping_no_reply",
+        fake.both(&["ping", "gpu1", "--timeout", "1s"])
+    );
+    let fake = Fake::running()
+        .error(
+            "POST",
+            PATH_PING,
+            404,
+            "not_found",
+            "there is no node `gpu2`",
+        )
+        .start();
+    assert_snapshot!("ping_unknown", fake.meshctl(&["ping", "gpu2"]));
+    let fake = Fake::running()
+        .error(
+            "POST",
+            PATH_PING,
+            403,
+            "refused",
+            "the mesh's policy forbids it",
+        )
+        .start();
+    assert_snapshot!("ping_refused", fake.meshctl(&["ping", "gpu1"]));
+}
+
+fn dns() -> DnsStatus {
+    DnsStatus {
+        suffix: "proxima".to_owned(),
+        alias: "proxima.internal".to_owned(),
+        servers: vec!["10.171.0.53".parse().unwrap()],
+        manager: "systemd-resolved".to_owned(),
+        is_wired: true,
+        hint: None,
+        upstreams: Vec::new(),
+        n_models: 4,
+    }
+}
+
+#[test]
+fn dns_says_who_was_told_and_how_to_undo_it() {
+    let fake = Fake::running().json("GET", PATH_DNS, &dns()).start();
+    assert_snapshot!("dns", fake.both(&["dns"]));
+    let unwired = DnsStatus {
+        manager: "none".to_owned(),
+        is_wired: false,
+        hint: Some("put this into /etc/resolv.conf:\nnameserver 10.171.0.53".to_owned()),
+        upstreams: vec!["192.0.2.53:53".parse().unwrap()],
+        ..dns()
+    };
+    let fake = Fake::running().json("GET", PATH_DNS, &unwired).start();
+    assert_snapshot!("dns_unwired", fake.meshctl(&["dns", "status"]));
+}
+
+#[test]
+fn settings_are_shown_and_changed_by_key() {
+    let fake = Fake::running()
+        .json("GET", PATH_SETTINGS, &Settings::default())
+        .json(
+            "POST",
+            PATH_SETTINGS,
+            &Settings {
+                names: NameMode::Gateway,
+                dns: false,
+                operator_uid: Some(0),
+            },
+        )
+        .start();
+    assert_snapshot!("settings", fake.both(&["set"]));
+    assert_snapshot!(
+        "set",
+        fake.meshctl(&["set", "names=gateway", "dns=off", "operator=root"])
+    );
+    let asked = fake.asked();
+    assert_eq!(
+        asked.last().map(String::as_str),
+        Some(r#"POST /v1/settings {"values":{"dns":"off","names":"gateway","operator_uid":"0"}}"#)
+    );
+}
+
+#[test]
+fn wrong_settings_are_caught_before_they_are_sent() {
+    let fake = Fake::running().start();
+    let mut all = String::new();
+    for pair in [
+        "name=direct",
+        "names=best",
+        "dns",
+        "operator=no-such-user-here",
+    ] {
+        all.push_str(&fake.meshctl(&["set", pair]));
+    }
+    assert_snapshot!("set_wrong", all);
+    assert!(fake.asked().is_empty());
+}

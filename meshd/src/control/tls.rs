@@ -1,0 +1,137 @@
+//! TLS to a coordinator: its own key, pinned by the auth key, or a public certificate.
+//!
+//! A coordinator with a certificate of its own presents `[leaf, authority]`, where the authority is self-signed by the
+//! coordinator key. The pin picks the authority, and the authority vouches for the leaf under one fixed name, so the URL
+//! may hold any address.
+
+use std::sync::Arc;
+
+use mesh_proto::auth_key::pin_of;
+use mesh_proto::key::CoordinatorKey;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+/// The name in every certificate that a coordinator makes by itself.
+const COORDINATOR_NAME: &str = "coordinator.proxima.internal";
+
+/// DER of an Ed25519 `SubjectPublicKeyInfo` up to the key itself (RFC 8410), without the outer sequence.
+const ED25519_SPKI: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+pub(super) fn config(pin: [u8; 32]) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = PinnedVerifier {
+        pin,
+        public: public_verifier(&provider),
+        provider: Arc::clone(&provider),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|err| err.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Checks public certificates by the system's authorities; `None` on a machine that has none.
+fn public_verifier(provider: &Arc<CryptoProvider>) -> Option<Arc<WebPkiServerVerifier>> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return None;
+    }
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .build()
+        .ok()
+}
+
+#[derive(Debug)]
+struct PinnedVerifier {
+    pin: [u8; 32],
+    public: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl PinnedVerifier {
+    /// A store with the one authority that the pin names.
+    fn pinned_root(&self, chain: &[CertificateDer<'_>]) -> Option<RootCertStore> {
+        chain.iter().find_map(|cert| {
+            let mut store = RootCertStore::empty();
+            store.add(cert.clone().into_owned()).ok()?;
+            let key = store
+                .roots
+                .first()?
+                .subject_public_key_info
+                .as_ref()
+                .strip_prefix(&ED25519_SPKI)?
+                .try_into()
+                .ok()?;
+            (pin_of(&CoordinatorKey::from_bytes(key)) == self.pin).then_some(store)
+        })
+    }
+}
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(root) = self.pinned_root(chain) else {
+            let public = self
+                .public
+                .as_ref()
+                .ok_or(CertificateError::UnknownIssuer)?;
+            return public.verify_server_cert(leaf, chain, server_name, ocsp, now);
+        };
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(root), Arc::clone(&self.provider))
+                .build()
+                .map_err(|err| rustls::Error::General(err.to_string()))?;
+        let name = ServerName::try_from(COORDINATOR_NAME)
+            .map_err(|err| rustls::Error::General(err.to_string()))?;
+        match verifier.verify_server_cert(leaf, chain, &name, ocsp, now) {
+            // A machine that starts with its clock in the past must still get in: the pin, not the date, is the proof.
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+                not_before,
+                ..
+            })) => verifier.verify_server_cert(leaf, chain, &name, ocsp, not_before),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

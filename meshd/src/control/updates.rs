@@ -1,0 +1,98 @@
+//! Tells the coordinator what changes at this node, and that a sharing host lives.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::control::{BEAT_MS, Beat, NodeUpdate, PATH_BEAT, PATH_UPDATE};
+use mesh_proto::share::HostOffers;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::{Backoff, random};
+use super::{ControlError, Link, RevisionReceiver};
+
+/// What the coordinator should know of this node. A new value replaces the one before it, so nothing queues up.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Rises with each new stream: a coordinator that has just started must be told everything.
+    pub n_streams: u64,
+    /// Whether the stream is up; nothing is sent otherwise.
+    pub is_connected: bool,
+    /// Where the node may be reached.
+    pub endpoints: Vec<SocketAddr>,
+    /// What it shares.
+    pub offers: Arc<HostOffers>,
+}
+
+/// Runs until cancelled.
+pub async fn run(
+    mut link: Link,
+    mut report: watch::Receiver<Report>,
+    revision: RevisionReceiver,
+    cancel: CancellationToken,
+) {
+    let mut told: Option<Report> = None;
+    let mut backoff = Backoff::default();
+    let mut beat = tokio::time::interval(Duration::from_millis(BEAT_MS));
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let current = report.borrow_and_update().clone();
+        let outcome = tokio::select! {
+            () = cancel.cancelled() => return,
+            outcome = tell(&mut link, told.as_ref(), &current) => outcome,
+        };
+        match outcome {
+            Ok(()) => {
+                backoff.reset();
+                told = current.is_connected.then(|| current.clone());
+            }
+            Err(err) => {
+                tracing::debug!(%err, "cannot tell the coordinator");
+                link.disconnect();
+                told = None;
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = tokio::time::sleep(backoff.next(random())) => continue,
+                }
+            }
+        }
+        let beats = current.is_connected && !current.offers.models.is_empty();
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = report.changed() => if changed.is_err() { return },
+            _ = beat.tick(), if beats => {
+                let beat = Beat { revision: revision.borrow().unwrap_or_default() };
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    outcome = link.post(PATH_BEAT, &beat) => if let Err(err) = outcome {
+                        tracing::debug!(%err, "beat failed");
+                        told = None;
+                    },
+                }
+            }
+        }
+    }
+}
+
+/// Sends what differs from what was told.
+async fn tell(
+    link: &mut Link,
+    told: Option<&Report>,
+    current: &Report,
+) -> Result<(), ControlError> {
+    if !current.is_connected {
+        return Ok(());
+    }
+    let told = told.filter(|told| told.n_streams == current.n_streams);
+    let update = NodeUpdate {
+        endpoints: (told.map(|told| &told.endpoints) != Some(&current.endpoints))
+            .then(|| current.endpoints.clone()),
+        offers: (told.map(|told| &told.offers) != Some(&current.offers))
+            .then(|| (*current.offers).clone()),
+    };
+    if update == NodeUpdate::default() {
+        return Ok(());
+    }
+    link.post(PATH_UPDATE, &update).await
+}

@@ -1,0 +1,234 @@
+//! The control socket's calls, passed to the loop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_proto::control::code;
+use mesh_proto::local::{
+    DnsStatus, Models, PingReply, PingRequest, RunState, SetRequest, Settings, ShareRequest,
+    ShareStatus, Status, UpRequest,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::command::{Answer, Command};
+use crate::catalog::Catalog;
+use crate::local::{LocalApi, LocalError, WaitFor};
+use crate::view::{Liveness, ViewReceiver};
+
+const UP_TIMEOUT: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// How often `wait ready` looks again; readiness has parts outside the loop.
+const READY_POLL: Duration = Duration::from_millis(50);
+
+/// What the control socket holds of the daemon.
+#[derive(Debug)]
+pub(super) struct Api {
+    commands: mpsc::Sender<Command>,
+    run_state: watch::Receiver<RunState>,
+    view: ViewReceiver,
+    liveness: Arc<Liveness>,
+}
+
+impl Api {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        run_state: watch::Receiver<RunState>,
+        view: ViewReceiver,
+        liveness: Arc<Liveness>,
+    ) -> Self {
+        Self {
+            commands,
+            run_state,
+            view,
+            liveness,
+        }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, LocalError> {
+        let stopping = || LocalError::new(code::UNAVAILABLE, "meshd is stopping");
+        let (answer, reply) = oneshot::channel();
+        self.commands
+            .send(command(answer))
+            .await
+            .map_err(|_| stopping())?;
+        reply.await.map_err(|_| stopping())?
+    }
+
+    async fn wait_running(&self, timeout: Duration) -> Result<(), LocalError> {
+        let mut run_state = self.run_state.clone();
+        let settled = run_state.wait_for(|state| {
+            matches!(
+                state,
+                RunState::Running | RunState::Refused | RunState::NeedsLogin | RunState::Stopped
+            )
+        });
+        let state = tokio::time::timeout(timeout, settled)
+            .await
+            .map(|state| state.map(|state| *state));
+        match state {
+            Ok(Ok(RunState::Running)) => Ok(()),
+            Ok(Ok(RunState::Starting)) | Err(_) => Err(self.late().await),
+            Ok(Ok(RunState::Refused | RunState::NeedsLogin | RunState::Stopped)) => {
+                let status = self.ask(Command::Status).await?;
+                let why = status
+                    .problems
+                    .first()
+                    .map_or("the node is not up: run `meshctl up`", |problem| {
+                        &problem.message
+                    });
+                Err(LocalError::new(code::NEEDS_LOGIN, why))
+            }
+            Ok(Err(_)) => Err(LocalError::new(code::UNAVAILABLE, "meshd is stopping")),
+        }
+    }
+
+    /// Why the node is not up yet, as far as is known.
+    async fn late(&self) -> LocalError {
+        let problem = self
+            .ask(Command::Status)
+            .await
+            .ok()
+            .and_then(|status| status.problems.into_iter().next());
+        let why = problem.map_or_else(
+            || "the coordinator has sent no map yet".to_owned(),
+            |problem| problem.message,
+        );
+        LocalError::new(code::TIMEOUT, format!("the node is not up yet: {why}"))
+    }
+
+    async fn wait_ready(&self, timeout: Duration) -> Result<(), LocalError> {
+        let deadline = Instant::now() + timeout;
+        self.wait_running(timeout).await?;
+        loop {
+            let status = self.ask(Command::Status).await?;
+            let is_connected = status
+                .coordinator
+                .is_some_and(|coordinator| coordinator.is_connected);
+            let is_wired = status
+                .problems
+                .iter()
+                .all(|problem| problem.code != "dns_unmanaged");
+            if status.state == RunState::Running && is_connected && is_wired {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(self.late().await);
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+}
+
+impl LocalApi for Api {
+    async fn status(&self, wait: Option<WaitFor>, timeout: Duration) -> Result<Status, LocalError> {
+        let timeout = timeout.min(TIMEOUT_MAX);
+        match wait {
+            Some(WaitFor::Running) => self.wait_running(timeout).await?,
+            Some(WaitFor::Ready) => self.wait_ready(timeout).await?,
+            None => {}
+        }
+        self.ask(Command::Status).await
+    }
+
+    async fn up(&self, request: UpRequest) -> Result<Status, LocalError> {
+        let timeout = request
+            .timeout_ms
+            .map_or(UP_TIMEOUT, Duration::from_millis)
+            .min(TIMEOUT_MAX);
+        let started = Instant::now();
+        let up = self.ask(|answer| Command::Up(request, answer));
+        tokio::time::timeout(timeout, up)
+            .await
+            .unwrap_or_else(|_| {
+                Err(LocalError::new(
+                    code::TIMEOUT,
+                    "the coordinator did not answer in time; the join goes on: `meshctl status`",
+                ))
+            })?;
+        self.wait_running(timeout.saturating_sub(started.elapsed()))
+            .await?;
+        self.ask(Command::Status).await
+    }
+
+    async fn down(&self) -> Result<(), LocalError> {
+        self.ask(Command::Down).await
+    }
+
+    async fn logout(&self) -> Result<(), LocalError> {
+        self.ask(Command::Logout).await
+    }
+
+    async fn rotate(&self) -> Result<(), LocalError> {
+        self.ask(Command::Rotate).await
+    }
+
+    async fn ping(&self, request: PingRequest) -> Result<PingReply, LocalError> {
+        let timeout = request
+            .timeout_ms
+            .map_or(PING_TIMEOUT, Duration::from_millis)
+            .min(TIMEOUT_MAX);
+        let target = request.target.clone();
+        let ping = self.ask(|answer| Command::Ping(request, answer));
+        tokio::time::timeout(timeout, ping)
+            .await
+            .unwrap_or_else(|_| {
+                Err(LocalError::new(
+                    code::TIMEOUT,
+                    format!("no reply from {target}"),
+                ))
+            })
+    }
+
+    async fn models(&self) -> Result<Models, LocalError> {
+        let view = self.view.borrow().clone();
+        let view = view.ok_or_else(|| {
+            LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
+        })?;
+        let now = Instant::now();
+        Ok(Catalog::build(&view, |node| self.liveness.is_down(node, now)).models())
+    }
+
+    async fn share_status(&self) -> Result<ShareStatus, LocalError> {
+        self.ask(Command::ShareStatus).await
+    }
+
+    async fn share(&self, request: ShareRequest) -> Result<ShareStatus, LocalError> {
+        self.ask(|answer| Command::Share(request, answer)).await
+    }
+
+    async fn settings(&self) -> Result<Settings, LocalError> {
+        self.ask(Command::Settings).await
+    }
+
+    async fn set(&self, request: SetRequest) -> Result<Settings, LocalError> {
+        self.ask(|answer| Command::Set(request, answer)).await
+    }
+
+    async fn dns(&self) -> Result<DnsStatus, LocalError> {
+        self.ask(Command::Dns).await
+    }
+
+    async fn metrics(&self) -> Result<String, LocalError> {
+        self.ask(Command::Observe).await?;
+        Ok(crate::metrics::render())
+    }
+
+    async fn bugreport(&self) -> Result<serde_json::Value, LocalError> {
+        self.ask(Command::Observe).await?;
+        let status = self.ask(Command::Status).await?;
+        let share = self.ask(Command::ShareStatus).await?;
+        let settings = self.ask(Command::Settings).await?;
+        let dns = self.ask(Command::Dns).await.ok();
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Ok(serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "kernel": kernel.trim(),
+            "status": status,
+            "share": share,
+            "settings": settings,
+            "dns": dns,
+            "metrics": crate::metrics::render(),
+        }))
+    }
+}

@@ -1,0 +1,371 @@
+//! The overlay while it is up: engine, packets, names and doors, started in order and taken down in reverse.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mesh_engine::{Engine, EngineConfig, ServicePort, ServicePorts, Transport, Update};
+use mesh_proto::local::{DnsStatus, Problem, Settings};
+use mesh_proto::netmap::{Netmap, NetworkInfo};
+use mesh_proto::{MODEL_PORT, WEB_PORT};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::dataplane::{Dataplane, DataplaneConfig};
+use crate::dns::server::DnsServer;
+use crate::dns::upstream::Upstreams;
+use crate::gateway::{Gateway, GatewayConfig};
+use crate::inventory::Inventory;
+use crate::os::linux::firewall::Firewall;
+use crate::os::linux::links::{self, Links};
+use crate::os::linux::names::{NameWiring, Plan, System};
+use crate::state_dir::StateDir;
+use crate::view::{Liveness, View};
+
+/// How long taking the names out may last before the daemon ends without it; the journal lets the next start do it.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
+const DNS_PORT: u16 = 53;
+
+/// What the overlay is made with.
+pub(super) struct Parts<'a> {
+    pub(super) config: &'a Config,
+    pub(super) state: &'a StateDir,
+    pub(super) settings: &'a Settings,
+    pub(super) view: &'a watch::Sender<Option<Arc<View>>>,
+    pub(super) liveness: &'a Arc<Liveness>,
+    pub(super) inventory: &'a Inventory,
+}
+
+/// Everything that exists while the overlay is up.
+pub(super) struct Overlay {
+    pub(super) engine: Engine,
+    pub(super) dataplane: Dataplane,
+    /// Where this machine may be reached on the underlay, by its own interfaces.
+    pub(super) endpoints: Vec<SocketAddr>,
+    links: Links,
+    index: u32,
+    own: (Ipv4Addr, Ipv6Addr),
+    network: NetworkInfo,
+    servers: Vec<IpAddr>,
+    gateway: Arc<Gateway>,
+    upstreams: Arc<Upstreams>,
+    liveness: Arc<Liveness>,
+    interface: String,
+    wired: Arc<Mutex<Wired>>,
+    wiring: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    cancel: CancellationToken,
+}
+
+/// What was asked of the system and how that went.
+#[derive(Debug, Default)]
+struct Wired {
+    names: Option<NameWiring>,
+    firewall: Option<Problem>,
+}
+
+impl Overlay {
+    /// Brings everything up for the addresses of a map.
+    pub(super) async fn start(netmap: &Netmap, parts: &Parts<'_>) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        let config = parts.config;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).context("the system's random source")?;
+        let node_key = parts.state.node_key()?;
+        let mut engine = Engine::new(
+            now,
+            EngineConfig {
+                node_key,
+                node_id: netmap.node.id,
+                seed,
+            },
+        );
+        let dataplane = Dataplane::start(DataplaneConfig {
+            interface: config.interface.clone(),
+            mtu: config.mtu,
+            listen_port: config.listen_port,
+            n_workers: n_workers(config.workers),
+            plane: engine.plane(),
+        })?;
+        let links = Links::open()?;
+        let own = (netmap.node.ipv4, netmap.node.ipv6);
+        let configured = links
+            .configure(
+                &config.interface,
+                &links::Overlay {
+                    ipv4: own.0,
+                    ipv6: own.1,
+                    pool: netmap.network.ipv4_pool,
+                    prefix: netmap.network.ipv6_prefix,
+                    mtu: u32::from(config.mtu),
+                },
+            )
+            .await?;
+        let index = configured.index;
+        let mut addrs = vec![IpAddr::V4(own.0)];
+        let mut servers = vec![IpAddr::V4(netmap.network.service_ipv4)];
+        if configured.has_ipv6 {
+            addrs.push(IpAddr::V6(own.1));
+            servers.push(IpAddr::V6(netmap.network.service_ipv6));
+        }
+        let upstreams = Arc::new(Upstreams::default());
+        let dns = DnsServer::bind(
+            &addrs,
+            parts.view.subscribe(),
+            Arc::clone(parts.liveness),
+            Arc::clone(&upstreams),
+        )
+        .await
+        .context("cannot listen for names")?;
+        let gateway = Gateway::bind(GatewayConfig {
+            ipv4: own.0,
+            ipv6: configured.has_ipv6.then_some(own.1),
+            device: Some(config.interface.clone()),
+            view: parts.view.subscribe(),
+            liveness: Arc::clone(parts.liveness),
+            share: parts.inventory.status.clone(),
+            meter: None,
+            door_port: None,
+        })
+        .context("cannot listen for model requests")?;
+        let gateway = Arc::new(gateway);
+        engine.handle_control(now, Update::Services(service_ports(&dns, &gateway)));
+        let cancel = CancellationToken::new();
+        let tasks = vec![
+            tokio::spawn(dns.run(cancel.clone())),
+            tokio::spawn(run_gateway(Arc::clone(&gateway), cancel.clone())),
+        ];
+        let mut overlay = Self {
+            engine,
+            dataplane,
+            endpoints: Vec::new(),
+            links,
+            index,
+            own,
+            network: netmap.network.clone(),
+            servers,
+            gateway,
+            upstreams,
+            liveness: Arc::clone(parts.liveness),
+            interface: config.interface.clone(),
+            wired: Arc::default(),
+            wiring: None,
+            tasks,
+            cancel,
+        };
+        overlay.refresh_endpoints().await;
+        let endpoints = overlay.endpoints.clone();
+        overlay
+            .engine
+            .handle_control(now, Update::LocalEndpoints(endpoints));
+        overlay.wire(parts.settings.dns && config.dns, parts.state);
+        tracing::info!(interface = config.interface, ipv4 = %own.0, ipv6 = %own.1, "the overlay is up");
+        Ok(overlay)
+    }
+
+    /// Takes everything down and undoes what was asked of the system.
+    pub(super) async fn stop(mut self) {
+        self.unwire_names().await;
+        // Failing to remove our own table leaves nothing open: it only drops.
+        if let Err(err) = Firewall::undo().await {
+            tracing::warn!(%err, "cannot remove the firewall table");
+        }
+        self.cancel.cancel();
+        for task in self.tasks.drain(..) {
+            // A task that broke has said so in the log; here only its end counts.
+            let _ = task.await;
+        }
+        self.dataplane.shutdown();
+        tracing::info!("the overlay is down");
+    }
+
+    /// Whether the overlay has the addresses that the map wants.
+    pub(super) fn fits(&self, netmap: &Netmap) -> bool {
+        let (ours, wanted) = (&self.network, &netmap.network);
+        self.own == (netmap.node.ipv4, netmap.node.ipv6)
+            && (ours.id, ours.ipv4_pool, ours.ipv6_prefix)
+                == (wanted.id, wanted.ipv4_pool, wanted.ipv6_prefix)
+            && ours.suffix == wanted.suffix
+    }
+
+    /// Requests in work and waiting at the door.
+    pub(super) fn load(&self) -> (u32, u32) {
+        self.gateway.load()
+    }
+
+    /// Looks at the machine's addresses again; true when they changed.
+    pub(super) async fn refresh_endpoints(&mut self) -> bool {
+        let addrs = match self.links.local_addrs(Some(self.index)).await {
+            Ok(addrs) => addrs,
+            Err(err) => {
+                tracing::warn!(%err, "cannot list this machine's addresses");
+                return false;
+            }
+        };
+        let port = self.dataplane.local_port();
+        let endpoints: Vec<SocketAddr> = addrs
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect();
+        if let Some(names) = &self
+            .wired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names
+        {
+            self.upstreams.set(names.upstreams());
+        }
+        let is_changed = endpoints != self.endpoints;
+        self.endpoints = endpoints;
+        is_changed
+    }
+
+    /// Tells firewall and resolver of the overlay, beside the loop: a slow system bus must not hold packets up.
+    fn wire(&mut self, wants_names: bool, state: &StateDir) {
+        let firewall = Firewall::new(
+            &self.interface,
+            self.network.ipv4_pool,
+            self.network.ipv6_prefix,
+        );
+        let system = System::host(state.root());
+        let plan = self.plan();
+        let (wired, upstreams) = (Arc::clone(&self.wired), Arc::clone(&self.upstreams));
+        self.wiring = Some(tokio::spawn(async move {
+            let problem = firewall.apply().await;
+            wired
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .firewall = problem;
+            if wants_names {
+                let names = NameWiring::detect_and_apply(system, plan).await;
+                upstreams.set(names.upstreams());
+                wired.lock().unwrap_or_else(PoisonError::into_inner).names = Some(names);
+            }
+        }));
+    }
+
+    /// Wires the names into the system or takes them out, as `meshctl set dns=…` says.
+    pub(super) async fn wire_names(&mut self, wants_names: bool, state: &StateDir) {
+        self.unwire_names().await;
+        self.wire(wants_names, state);
+    }
+
+    async fn unwire_names(&mut self) {
+        if let Some(wiring) = self.wiring.take() {
+            let abort = wiring.abort_handle();
+            if tokio::time::timeout(UNDO_TIMEOUT, wiring).await.is_err() {
+                abort.abort();
+            }
+        }
+        let names = self
+            .wired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names
+            .take();
+        if let Some(names) = names {
+            match tokio::time::timeout(UNDO_TIMEOUT, names.undo()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => {
+                    tracing::warn!(%err, "cannot take the mesh's names out of the system; the next start tries again")
+                }
+                Err(_) => tracing::warn!(
+                    "the system's resolver does not answer; the next start takes the mesh's names out"
+                ),
+            }
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            interface: self.interface.clone(),
+            index: self.index,
+            servers: self.servers.clone(),
+            domains: vec![self.network.suffix.clone(), crate::dns::ALIAS.to_owned()],
+        }
+    }
+
+    /// What the owner should look at.
+    pub(super) fn problems(&self, wants_names: bool) -> Vec<Problem> {
+        let wired = self.wired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problems: Vec<Problem> = wired.firewall.iter().cloned().collect();
+        if wants_names {
+            let status = wired.names.as_ref().map(NameWiring::status);
+            if let Some(hint) = status.and_then(|status| status.hint) {
+                problems.push(Problem {
+                    code: "dns_unmanaged".to_owned(),
+                    message: hint,
+                    fix: None,
+                });
+            }
+        }
+        problems
+    }
+
+    pub(super) fn dns_status(&self, view: &watch::Sender<Option<Arc<View>>>) -> DnsStatus {
+        let wired = self.wired.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = wired.names.as_ref().map(NameWiring::status);
+        let now = Instant::now();
+        let n_models = view.borrow().as_ref().map_or(0, |view| {
+            Catalog::build(view, |node| self.liveness.is_down(node, now))
+                .entries()
+                .len()
+        });
+        DnsStatus {
+            suffix: self.network.suffix.clone(),
+            alias: crate::dns::ALIAS.to_owned(),
+            servers: self.servers.clone(),
+            manager: status
+                .as_ref()
+                .map_or("none", |status| status.manager)
+                .to_owned(),
+            is_wired: status.as_ref().is_some_and(|status| status.is_wired),
+            hint: status.and_then(|status| status.hint),
+            upstreams: self.upstreams.servers(),
+            n_models,
+        }
+    }
+}
+
+async fn run_gateway(gateway: Arc<Gateway>, cancel: CancellationToken) {
+    gateway.run(cancel).await;
+}
+
+/// One worker a core, at most 8, unless the owner says otherwise.
+fn n_workers(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(8),
+        n => n.min(64),
+    }
+}
+
+/// Where packets to the service addresses and to this node's door are led.
+fn service_ports(dns: &DnsServer, gateway: &Gateway) -> ServicePorts {
+    let tcp = |port, hidden| ServicePort {
+        transport: Transport::Tcp,
+        port,
+        hidden,
+    };
+    ServicePorts {
+        local: vec![
+            ServicePort {
+                transport: Transport::Udp,
+                port: DNS_PORT,
+                hidden: dns.port(),
+            },
+            tcp(DNS_PORT, dns.port()),
+            tcp(MODEL_PORT, gateway.guest_port()),
+            tcp(WEB_PORT, gateway.guest_port()),
+        ],
+        door: vec![
+            tcp(MODEL_PORT, gateway.door_port()),
+            tcp(WEB_PORT, gateway.door_port()),
+        ],
+    }
+}

@@ -1,0 +1,449 @@
+//! A membership at work: the talk with the coordinator, the map, and the overlay made from it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use mesh_engine::{Event, PingToken, Update};
+use mesh_proto::auth_key::pin_of;
+use mesh_proto::control::{N_ENDPOINTS_MAX, code};
+use mesh_proto::id::NodeId;
+use mesh_proto::local::{CoordinatorStatus, PathStatus, PingReply, Settings};
+use mesh_proto::netmap::{Netmap, Revision};
+use mesh_proto::share::HostOffers;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::command::{Answer, names_node};
+use super::map::{Applied, MapKeeper};
+use super::overlay::{Overlay, Parts};
+use crate::control::{self, ControlEvent, Credentials, Link, Report};
+use crate::local::LocalError;
+use crate::state_dir::{Membership, StateDir};
+use crate::view::View;
+
+/// Control events that wait for the loop; the stream waits when they are not taken.
+const N_EVENTS: usize = 64;
+/// Pings that wait for their answer.
+const N_PINGS_MAX: usize = 64;
+/// How far the coordinator's clock may be off before it is worth a word.
+const CLOCK_SKEW_MAX_MS: u64 = 300_000;
+
+/// Everything that exists while the node is switched on.
+pub(super) struct Session {
+    pub(super) events: mpsc::Receiver<ControlEvent>,
+    pub(super) overlay: Option<Overlay>,
+    pub(super) status: ControlState,
+    map: MapKeeper,
+    /// The map without expired peers, as the parts see it.
+    shown: Option<Arc<Netmap>>,
+    next_expiry_ms: Option<u64>,
+    report: watch::Sender<Report>,
+    revision: watch::Sender<Option<Revision>>,
+    redial: watch::Sender<u64>,
+    reflexive: Vec<SocketAddr>,
+    pings: BTreeMap<PingToken, Answer<PingReply>>,
+    tasks: JoinSet<()>,
+    cancel: CancellationToken,
+}
+
+/// How the control plane fares.
+#[derive(Debug, Default)]
+pub(super) struct ControlState {
+    url: String,
+    is_connected: bool,
+    last_heard: Option<Instant>,
+    error: Option<String>,
+    pub(super) clock_skew_ms: Option<i64>,
+}
+
+impl Session {
+    /// Starts talking to the coordinator, from the map on disk if there is one.
+    pub(super) fn start(membership: Membership, state: &StateDir) -> anyhow::Result<Self> {
+        let machine_key = state.machine_key()?;
+        anyhow::ensure!(
+            NodeId::of(&machine_key.public()) == membership.node_id,
+            "the machine key is not the one that joined: run `meshctl logout`, then `meshctl up --auth-key …`"
+        );
+        let credentials = Credentials {
+            node_id: membership.node_id,
+            machine_key,
+            coordinator_key: membership.coordinator_key,
+            urls: membership.urls,
+        };
+        let tls = control::tls_config(pin_of(&credentials.coordinator_key))
+            .map_err(anyhow::Error::msg)
+            .context("TLS")?;
+        let link = || {
+            Link::new(
+                credentials.urls.clone(),
+                Arc::clone(&tls),
+                credentials.machine_key.clone(),
+            )
+        };
+        let map = MapKeeper::load(state, &credentials)?;
+        let cancel = CancellationToken::new();
+        let (events_tx, events) = mpsc::channel(N_EVENTS);
+        let revision = watch::Sender::new(map.revision());
+        let redial = watch::Sender::new(0);
+        let report = watch::Sender::new(Report::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(control::run_map_stream(
+            credentials.clone(),
+            link(),
+            revision.subscribe(),
+            redial.subscribe(),
+            events_tx,
+            cancel.clone(),
+        ));
+        tasks.spawn(control::run_updates(
+            link(),
+            report.subscribe(),
+            revision.subscribe(),
+            cancel.clone(),
+        ));
+        let status = ControlState {
+            url: credentials.urls.first().cloned().unwrap_or_default(),
+            ..ControlState::default()
+        };
+        let mut session = Self {
+            events,
+            overlay: None,
+            status,
+            map,
+            shown: None,
+            next_expiry_ms: None,
+            report,
+            revision,
+            redial,
+            reflexive: Vec::new(),
+            pings: BTreeMap::new(),
+            tasks,
+            cancel,
+        };
+        session.show();
+        Ok(session)
+    }
+
+    /// Stops the talk and takes the overlay down.
+    pub(super) async fn stop(mut self) {
+        self.cancel.cancel();
+        if let Some(overlay) = self.overlay.take() {
+            overlay.stop().await;
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    pub(super) fn has_map(&self) -> bool {
+        self.shown.is_some()
+    }
+
+    pub(super) fn netmap(&self) -> Option<&Arc<Netmap>> {
+        self.shown.as_ref()
+    }
+
+    /// When the loop must look after something here.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let engine = self
+            .overlay
+            .as_ref()
+            .and_then(|overlay| overlay.engine.poll_timeout())
+            .map(|(at, _)| at);
+        let expiry = self.next_expiry_ms.map(|at| {
+            let left = Duration::from_millis(at.saturating_sub(unix_ms()));
+            // A wall clock may jump; look again within the hour whatever it says.
+            Instant::now() + left.min(Duration::from_secs(3600))
+        });
+        [engine, expiry].into_iter().flatten().min()
+    }
+
+    /// Takes in what the control client says; true when the map changed.
+    pub(super) fn on_event(&mut self, event: ControlEvent, state: &StateDir) -> bool {
+        match event {
+            ControlEvent::Connected { url } => {
+                tracing::info!(url, "the coordinator is connected");
+                self.status.url = url;
+                self.status.is_connected = true;
+                self.status.error = None;
+                self.status.last_heard = Some(Instant::now());
+                self.report.send_modify(|report| report.n_streams += 1);
+                false
+            }
+            ControlEvent::Disconnected { error } => {
+                self.status.is_connected = false;
+                self.status.error = Some(error.to_string());
+                false
+            }
+            ControlEvent::Frame { frame, line } => {
+                self.status.last_heard = Some(Instant::now());
+                self.status.clock_skew_ms = clock_skew(frame.sent_at_ms, unix_ms());
+                let applied = self.map.on_frame(*frame, &line, state);
+                if applied == Applied::NeedsFull {
+                    self.map.ask_full();
+                }
+                self.revision.send_replace(self.map.revision());
+                if applied == Applied::NeedsFull {
+                    self.redial.send_modify(|n| *n += 1);
+                }
+                if applied == Applied::Changed {
+                    self.show();
+                }
+                applied == Applied::Changed
+            }
+        }
+    }
+
+    /// Brings the overlay in line with the map; makes it when there is none.
+    pub(super) async fn use_map(&mut self, parts: &Parts<'_>) -> anyhow::Result<()> {
+        let Some(netmap) = self.shown.clone() else {
+            return Ok(());
+        };
+        if let Some(overlay) = self.overlay.take() {
+            if overlay.fits(&netmap) {
+                self.overlay = Some(overlay);
+            } else {
+                tracing::info!("the node's addresses changed; the overlay is made anew");
+                overlay.stop().await;
+            }
+        }
+        let overlay = match &mut self.overlay {
+            Some(overlay) => overlay,
+            None => self.overlay.insert(Overlay::start(&netmap, parts).await?),
+        };
+        overlay.engine.handle_control(
+            Instant::now(),
+            Update::Netmap {
+                netmap,
+                unix_ms: unix_ms(),
+            },
+        );
+        Ok(())
+    }
+
+    /// Leaves peers out whose key has expired meanwhile; true when there were any.
+    pub(super) fn expire_peers(&mut self) -> bool {
+        if self.next_expiry_ms.is_none_or(|at| at > unix_ms()) {
+            return false;
+        }
+        self.show();
+        if let (Some(overlay), Some(netmap)) = (&mut self.overlay, &self.shown) {
+            let update = Update::Netmap {
+                netmap: Arc::clone(netmap),
+                unix_ms: unix_ms(),
+            };
+            overlay.engine.handle_control(Instant::now(), update);
+        }
+        true
+    }
+
+    /// Makes the map that the parts see: without peers whose key has expired by this machine's own clock.
+    fn show(&mut self) {
+        let Some(netmap) = self.map.netmap() else {
+            return;
+        };
+        let now_ms = unix_ms();
+        let mut shown = netmap.clone();
+        shown.peers.retain(|_, peer| !peer.is_expired(now_ms));
+        self.next_expiry_ms = shown
+            .peers
+            .values()
+            .filter_map(|peer| peer.expires_at_ms)
+            .min();
+        self.shown = Some(Arc::new(shown));
+    }
+
+    pub(super) fn publish_view(
+        &self,
+        view: &watch::Sender<Option<Arc<View>>>,
+        settings: &Settings,
+        offers: &Arc<HostOffers>,
+    ) {
+        let Some(netmap) = &self.shown else { return };
+        view.send_replace(Some(Arc::new(View {
+            revision: self.map.revision().unwrap_or_default(),
+            netmap: Arc::clone(netmap),
+            own_offers: Arc::clone(offers),
+            settings: settings.clone(),
+        })));
+    }
+
+    /// Sends what the engine has to say; true when this node's endpoints changed.
+    pub(super) fn drain(&mut self) -> bool {
+        let Some(overlay) = &mut self.overlay else {
+            return false;
+        };
+        while let Some(transmit) = overlay.engine.poll_transmit() {
+            overlay.dataplane.send(&transmit);
+        }
+        let mut is_moved = false;
+        while let Some(event) = overlay.engine.poll_event() {
+            match event {
+                Event::ReflexiveEndpoint(endpoint) => {
+                    if !self.reflexive.contains(&endpoint) {
+                        self.reflexive
+                            .retain(|known| known.is_ipv4() != endpoint.is_ipv4());
+                        self.reflexive.push(endpoint);
+                        is_moved = true;
+                    }
+                }
+                Event::Pong {
+                    node,
+                    token,
+                    rtt,
+                    endpoint,
+                } => {
+                    if let (Some(answer), Some(peer)) = (
+                        self.pings.remove(&token),
+                        self.shown
+                            .as_ref()
+                            .and_then(|netmap| netmap.peers.get(&node)),
+                    ) {
+                        let path = endpoint.map_or(PathStatus::Connecting, |endpoint| {
+                            PathStatus::Direct { endpoint }
+                        });
+                        let reply = PingReply {
+                            id: node,
+                            name: peer.name.clone(),
+                            ip: IpAddr::V4(peer.ipv4),
+                            path,
+                            rtt_ms: rtt.as_secs_f64() * 1e3,
+                        };
+                        // The asker may have given up meanwhile.
+                        let _ = answer.send(Ok(reply));
+                    }
+                }
+                Event::PeerUp { node } => tracing::info!(peer = %node, "session"),
+                Event::PeerDown { node } => tracing::info!(peer = %node, "session over"),
+                Event::PathChanged { node, endpoint } => {
+                    tracing::debug!(peer = %node, %endpoint, "path")
+                }
+            }
+        }
+        is_moved
+    }
+
+    /// Tells the coordinator where this node is and what it shares, if that changed.
+    pub(super) fn report(&self, offers: &Arc<HostOffers>) {
+        let mut endpoints = self
+            .overlay
+            .as_ref()
+            .map(|overlay| overlay.endpoints.clone())
+            .unwrap_or_default();
+        endpoints.extend(self.reflexive.iter().copied());
+        let mut seen = std::collections::BTreeSet::new();
+        endpoints.retain(|endpoint| seen.insert(*endpoint));
+        endpoints.truncate(N_ENDPOINTS_MAX);
+        // Until the overlay is up nothing is known, and telling nothing would erase what the coordinator has.
+        let is_connected = self.status.is_connected && self.overlay.is_some();
+        self.report.send_if_modified(|report| {
+            let next = Report {
+                n_streams: report.n_streams,
+                is_connected,
+                endpoints,
+                offers: Arc::clone(offers),
+            };
+            let is_changed = *report != next;
+            *report = next;
+            is_changed
+        });
+    }
+
+    /// The machine's network changed; true when this node's endpoints did.
+    pub(super) async fn on_network(&mut self, now: Instant) -> bool {
+        let Some(overlay) = &mut self.overlay else {
+            return false;
+        };
+        if !overlay.refresh_endpoints().await {
+            return false;
+        }
+        tracing::info!("the network changed");
+        self.reflexive.clear();
+        overlay
+            .engine
+            .handle_control(now, Update::LocalEndpoints(overlay.endpoints.clone()));
+        overlay.engine.handle_control(now, Update::Rebind);
+        self.redial.send_modify(|n| *n += 1);
+        true
+    }
+
+    pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
+        self.report.borrow().endpoints.clone()
+    }
+
+    pub(super) fn find_peer(&self, text: &str) -> Option<NodeId> {
+        let netmap = self.shown.as_ref()?;
+        let suffix = &netmap.network.suffix;
+        let found = netmap.peers.iter().find(|(id, peer)| {
+            names_node(
+                text,
+                id,
+                peer.name.as_str(),
+                suffix,
+                [IpAddr::V4(peer.ipv4), IpAddr::V6(peer.ipv6)],
+            )
+        });
+        found.map(|(id, _)| *id)
+    }
+
+    pub(super) fn ping(&mut self, now: Instant, node: NodeId, answer: Answer<PingReply>) {
+        self.pings.retain(|_, answer| !answer.is_closed());
+        let token = self
+            .overlay
+            .as_mut()
+            .and_then(|overlay| overlay.engine.ping(now, &node));
+        match token {
+            Some(token) if self.pings.len() < N_PINGS_MAX => drop(self.pings.insert(token, answer)),
+            Some(_) | None => {
+                let error = LocalError::new(
+                    code::UNAVAILABLE,
+                    "the probe cannot be sent now: try again in a moment",
+                );
+                drop(answer.send(Err(error)));
+            }
+        }
+    }
+
+    pub(super) fn coordinator_status(&self) -> CoordinatorStatus {
+        CoordinatorStatus {
+            url: self.status.url.clone(),
+            is_connected: self.status.is_connected,
+            last_heard_ms_ago: self
+                .status
+                .last_heard
+                .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            revision: self.map.revision().unwrap_or_default(),
+            error: self.status.error.clone(),
+        }
+    }
+}
+
+/// How far this machine's clock is behind the coordinator's, when it is far.
+fn clock_skew(sent_at_ms: u64, now_ms: u64) -> Option<i64> {
+    let skew = i64::try_from(sent_at_ms)
+        .ok()?
+        .checked_sub(i64::try_from(now_ms).ok()?)?;
+    (skew.unsigned_abs() > CLOCK_SKEW_MAX_MS).then_some(skew)
+}
+
+/// The wall clock, Unix milliseconds.
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_clock_that_is_far_off_is_told() {
+        assert_eq!(clock_skew(1_000_000, 1_000_000 + CLOCK_SKEW_MAX_MS), None);
+        assert_eq!(clock_skew(10_000_000, 1_000_000), Some(9_000_000));
+        assert_eq!(clock_skew(u64::MAX, 0), None);
+    }
+}

@@ -1,0 +1,174 @@
+//! The status of the node, put together from its parts.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use mesh_proto::control::code;
+use mesh_proto::id::NodeId;
+use mesh_proto::local::{
+    DnsStatus, NodeStatus, PathStatus, PeerStatus, Problem, ShareStatus, Status,
+};
+
+use super::Daemon;
+use super::session::Session;
+use crate::local::LocalError;
+
+impl Daemon {
+    pub(super) fn status(&self) -> Status {
+        let session = self.session.as_ref();
+        Status {
+            state: *self.run_state.borrow(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: session.and_then(|session| self.node_status(session)),
+            coordinator: session.map(Session::coordinator_status),
+            peers: session.map(peer_statuses).unwrap_or_default(),
+            problems: self.problems(),
+        }
+    }
+
+    fn node_status(&self, session: &Session) -> Option<NodeStatus> {
+        let netmap = session.netmap()?;
+        let (node, network) = (&netmap.node, &netmap.network);
+        Some(NodeStatus {
+            id: node.id,
+            name: node.name.clone(),
+            dns_name: format!("{}.node.{}", node.name, network.suffix),
+            user: node.user_name.clone(),
+            tags: node.tags.clone(),
+            network_id: network.id,
+            ipv4: node.ipv4,
+            ipv6: node.ipv6,
+            gateway_url: format!(
+                "http://ollama.{}:{}",
+                network.suffix,
+                mesh_proto::MODEL_PORT
+            ),
+            service_ipv4: network.service_ipv4,
+            suffix: network.suffix.clone(),
+            endpoints: session.endpoints(),
+            interface: self.config.interface.clone(),
+            is_sharing: self.share.borrow().is_on,
+            expires_at_ms: node.expires_at_ms,
+        })
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self.trouble.iter().cloned().collect();
+        if let Some(session) = &self.session {
+            let coordinator = session.coordinator_status();
+            if let (false, Some(error)) = (coordinator.is_connected, &coordinator.error) {
+                let message = format!("{error}. Traffic, names and models go on by the last map.");
+                problems.push(Problem {
+                    code: "coordinator_unreachable".to_owned(),
+                    message,
+                    fix: None,
+                });
+            }
+            if let Some(skew) = session.status.clock_skew_ms {
+                let message = format!(
+                    "this machine's clock is {} minutes off the coordinator's",
+                    skew.abs() / 60_000
+                );
+                let fix = Some("timedatectl set-ntp true".to_owned());
+                problems.push(Problem {
+                    code: "clock_wrong".to_owned(),
+                    message,
+                    fix,
+                });
+            }
+            if let Some(overlay) = &session.overlay {
+                problems.extend(overlay.problems(self.settings.dns && self.config.dns));
+            }
+        }
+        problems
+    }
+
+    /// Brings the metrics up to date.
+    pub(super) fn observe(&self) {
+        crate::metrics::observe(&self.status());
+        if let Some(overlay) = self
+            .session
+            .as_ref()
+            .and_then(|session| session.overlay.as_ref())
+        {
+            crate::metrics::observe_dataplane(&overlay.dataplane.stats());
+        }
+    }
+
+    pub(super) fn share_status(&self) -> ShareStatus {
+        let share = self.share.borrow().clone();
+        let inventory = self.inventory.status.borrow().clone();
+        let (n_active, n_queued) = self
+            .session
+            .as_ref()
+            .and_then(|session| session.overlay.as_ref())
+            .map_or((0, 0), |overlay| overlay.load());
+        ShareStatus {
+            is_on: share.is_on,
+            models: share.models,
+            offers: (**self.inventory.offers.borrow()).clone(),
+            backends: inventory.backend_statuses(),
+            n_active,
+            n_queued,
+            gpus: inventory.gpus.clone(),
+        }
+    }
+
+    pub(super) fn dns_status(&self) -> Result<DnsStatus, LocalError> {
+        let overlay = self
+            .session
+            .as_ref()
+            .and_then(|session| session.overlay.as_ref());
+        overlay
+            .map(|overlay| overlay.dns_status(&self.view))
+            .ok_or_else(|| {
+                LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
+            })
+    }
+}
+
+fn peer_statuses(session: &Session) -> Vec<PeerStatus> {
+    let Some(netmap) = session.netmap() else {
+        return Vec::new();
+    };
+    let stats: BTreeMap<NodeId, _> = session
+        .overlay
+        .iter()
+        .flat_map(|overlay| overlay.engine.peer_stats(Instant::now()))
+        .map(|stats| (stats.node, stats))
+        .collect();
+    let mut peers: Vec<PeerStatus> = netmap
+        .peers
+        .iter()
+        .map(|(id, peer)| {
+            let stats = stats.get(id);
+            let path = match stats {
+                Some(stats) if stats.is_up => stats
+                    .endpoint
+                    .map_or(PathStatus::Connecting, |endpoint| PathStatus::Direct {
+                        endpoint,
+                    }),
+                Some(_) | None => PathStatus::Idle,
+            };
+            PeerStatus {
+                id: *id,
+                name: peer.name.clone(),
+                user: peer.user_name.clone(),
+                tags: peer.tags.clone(),
+                ipv4: peer.ipv4,
+                ipv6: peer.ipv6,
+                is_online: peer.is_online,
+                last_seen_ms: peer.last_seen_ms,
+                path,
+                rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
+                tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
+                last_handshake_ms_ago: stats
+                    .and_then(|stats| stats.last_handshake_age)
+                    .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+                n_models: peer.offers.models.len(),
+            }
+        })
+        .collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers
+}

@@ -1,0 +1,372 @@
+//! Listeners and connections: how many, how slow, how large; and the checks that any request must pass.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, ORIGIN};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+
+use super::admit::{Infer, Route};
+use super::dialect::{Dialect, Refusal, full, json_reply};
+use super::json::Object;
+use super::{API_VERSION, Core, DOOR_HEADER, ReplyBody, clean, door, guest, json, upstream};
+
+/// Connections at one listener.
+const N_CONNECTIONS_MAX: usize = 1_024;
+/// Connections of one peer at the door.
+const N_CONNECTIONS_PER_PEER_MAX: usize = 128;
+/// How long the head of a request may take, an idle connection included.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The largest body.
+const BODY_MAX: usize = 8 << 20;
+/// The largest body that holds pictures.
+const BODY_WITH_IMAGES_MAX: usize = 32 << 20;
+/// How long a caller may leave a reply unread.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a pair of listeners is tried until one port is free for both protocols.
+const N_BIND_TRIES: usize = 32;
+
+/// Which way a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// From the mesh to this host's models.
+    Door,
+    /// From this machine's programs to the mesh's models.
+    Guest,
+}
+
+/// Binds one free port on all addresses.
+pub(crate) fn listen(
+    addrs: &[IpAddr],
+    device: Option<&str>,
+) -> io::Result<(Vec<TcpListener>, u16)> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for _ in 0..N_BIND_TRIES {
+        match listen_once(addrs, device) {
+            Ok(bound) => return Ok(bound),
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse => last = err,
+            Err(err) => return Err(err),
+        }
+    }
+    Err(last)
+}
+
+fn listen_once(addrs: &[IpAddr], device: Option<&str>) -> io::Result<(Vec<TcpListener>, u16)> {
+    let mut listeners = Vec::with_capacity(addrs.len());
+    let mut port = 0;
+    for addr in addrs {
+        let addr = SocketAddr::new(*addr, port);
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if let Some(device) = device.filter(|name| !name.is_empty()) {
+            socket.bind_device(Some(device.as_bytes()))?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(1_024)?;
+        let listener = TcpListener::from_std(socket.into())?;
+        port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok((listeners, port))
+}
+
+/// Accepts until dropped; the connections end with it.
+pub(crate) async fn serve(listener: &TcpListener, side: Side, core: Arc<Core>) {
+    let mut connections = JoinSet::new();
+    let per_peer = Arc::new(PerPeer::default());
+    loop {
+        tokio::select! {
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, from)) => {
+                    if connections.len() >= N_CONNECTIONS_MAX {
+                        continue;
+                    }
+                    let n_max = match side {
+                        Side::Door => N_CONNECTIONS_PER_PEER_MAX,
+                        Side::Guest => N_CONNECTIONS_MAX,
+                    };
+                    if let Some(place) = PerPeer::enter(&per_peer, from.ip(), n_max) {
+                        let core = Arc::clone(&core);
+                        connections.spawn(async move {
+                            let _place = place;
+                            connection(stream, from.ip(), side, core).await;
+                        });
+                    }
+                }
+                Err(err) => {
+                    // Out of file descriptors, mostly: existing connections have to end first.
+                    tracing::warn!(%err, "cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, from: IpAddr, side: Side, core: Arc<Core>) {
+    if let Err(err) = upstream::tune(&stream, Duration::from_secs(10), UNREAD_TIMEOUT) {
+        tracing::debug!(%err, "connection gone");
+        return;
+    }
+    let service = service_fn(move |request| {
+        let core = Arc::clone(&core);
+        async move { Ok::<_, Infallible>(answer(core, from, side, request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(64)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(err) = served {
+        tracing::debug!(%err, "connection ended");
+    }
+}
+
+async fn answer(
+    core: Arc<Core>,
+    from: IpAddr,
+    side: Side,
+    request: Request<Incoming>,
+) -> Response<ReplyBody> {
+    let dialect = Dialect::of_path(request.uri().path());
+    let answered = match side {
+        Side::Door => door::answer(&core, from, request).await,
+        Side::Guest => guest::answer(&core, from, request).await,
+    };
+    let mut reply = answered.unwrap_or_else(|refusal| {
+        let status = refusal.status.as_u16().to_string();
+        metrics::counter!(super::METRIC_REFUSED, "status" => status).increment(1);
+        refusal.reply(dialect)
+    });
+    let door = HeaderName::from_static(DOOR_HEADER);
+    reply
+        .headers_mut()
+        .insert(door, HeaderValue::from_static("1"));
+    reply
+}
+
+/// What is answered the same way on both sides.
+pub(crate) fn fixed(route: &Route) -> Option<Response<ReplyBody>> {
+    let body = match route {
+        Route::Root => {
+            let mut reply = Response::new(full("Ollama is running"));
+            reply.headers_mut().insert(
+                http::header::CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
+            return Some(reply);
+        }
+        Route::Version => serde_json::json!({ "version": API_VERSION }),
+        Route::Status => serde_json::json!({ "cloud": { "disabled": true, "source": "none" } }),
+        Route::Recommendations => serde_json::json!({ "recommendations": [] }),
+        Route::Tags
+        | Route::Ps
+        | Route::Show
+        | Route::Models
+        | Route::Model(_)
+        | Route::Infer(_) => {
+            return None;
+        }
+    };
+    Some(json_reply(StatusCode::OK, body.to_string()))
+}
+
+/// Refuses what a web page of somebody else makes a browser send: a foreign `Origin`, or a name that was pointed here.
+pub(crate) fn check_browser(headers: &HeaderMap, suffix: &str) -> Result<(), Refusal> {
+    if let Some(origin) = headers.get(ORIGIN) {
+        let is_ours = origin
+            .to_str()
+            .is_ok_and(|origin| is_own_origin(origin, suffix));
+        if !is_ours {
+            return Err(Refusal::forbidden(
+                "requests of web pages of other sites are refused",
+            ));
+        }
+    }
+    let Some(host) = headers.get(HOST) else {
+        return Ok(());
+    };
+    if host.to_str().is_ok_and(|host| is_own_host(host, suffix)) {
+        Ok(())
+    } else {
+        Err(Refusal::forbidden(format!(
+            "this is no name of the mesh; use one that ends in .{suffix}, or an address"
+        )))
+    }
+}
+
+fn is_own_origin(origin: &str, suffix: &str) -> bool {
+    let Some((scheme, host)) = origin.split_once("://") else {
+        return false;
+    };
+    match scheme {
+        "app" | "file" | "tauri" | "vscode-webview" | "vscode-file" => true,
+        "http" | "https" => {
+            let name = without_port(host);
+            matches!(name, "localhost" | "127.0.0.1" | "0.0.0.0" | "[::1]")
+                || is_below(name, suffix)
+                || is_below(name, "proxima.internal")
+        }
+        _ => false,
+    }
+}
+
+fn is_own_host(host: &str, suffix: &str) -> bool {
+    let name = without_port(host).to_ascii_lowercase();
+    let name = name.strip_suffix('.').unwrap_or(&name);
+    let is_address = name.starts_with('[') || name.parse::<IpAddr>().is_ok();
+    is_address
+        || !name.contains('.')
+        || ["localhost", "local", "internal", suffix]
+            .iter()
+            .any(|suffix| is_below(name, suffix))
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        Some(_) | None => host,
+    }
+}
+
+fn is_below(name: &str, suffix: &str) -> bool {
+    name == suffix
+        || name
+            .strip_suffix(suffix)
+            .is_some_and(|head| head.ends_with('.'))
+}
+
+/// A body that was read and parsed, with the memory that it was granted.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) body: Object,
+    _memory: OwnedSemaphorePermit,
+}
+
+/// Reads and parses a body, within the bounds of size, time and memory.
+pub(crate) async fn read(core: &Core, request: Request<Incoming>) -> Result<Asked, Refusal> {
+    if let Some(encoding) = request.headers().get(CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send the body without Content-Encoding",
+        ));
+    }
+    let too_large = || {
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "a request may have {} MiB, with images {} MiB",
+                BODY_MAX >> 20,
+                BODY_WITH_IMAGES_MAX >> 20
+            ),
+        )
+    };
+    let told = request.headers().get(CONTENT_LENGTH);
+    let told: Option<usize> = told.and_then(|value| value.to_str().ok()?.parse().ok());
+    let n_expected = told.unwrap_or(BODY_WITH_IMAGES_MAX);
+    if n_expected > BODY_WITH_IMAGES_MAX {
+        return Err(too_large());
+    }
+    let n_mib = u32::try_from((n_expected >> 20) + 1).unwrap_or(u32::MAX);
+    let granted = Arc::clone(&core.bodies).acquire_many_owned(n_mib);
+    let Ok(Ok(memory)) = tokio::time::timeout(BODY_TIMEOUT, granted).await else {
+        return Err(Refusal::busy(
+            "too many large requests at once; try again shortly",
+        ));
+    };
+    let reading = upstream::read_body(request.into_body(), BODY_WITH_IMAGES_MAX);
+    let bytes: Bytes = match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(err)) if err.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
+        Ok(Err(_)) => return Err(Refusal::bad_request("the request body broke off")),
+        Err(_) => {
+            return Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "the request body took too long",
+            ));
+        }
+    };
+    let body = json::parse_object(&bytes).map_err(Refusal::bad_request)?;
+    if bytes.len() > BODY_MAX && !clean::has_images(&body) {
+        return Err(too_large());
+    }
+    Ok(Asked {
+        body,
+        _memory: memory,
+    })
+}
+
+/// The refusal for a name that is nowhere, with what may have been meant.
+pub(crate) fn not_found(route: Option<Infer>, model: &str, known: &[&str]) -> Refusal {
+    let model: String = model.chars().take(200).collect();
+    let mut text = match route {
+        Some(Infer::Embed | Infer::Embeddings) => format!("model {model:?} not found"),
+        Some(_) | None => format!("model '{model}' not found"),
+    };
+    if known.is_empty() {
+        text.push_str("; nothing is shared with you here (see `meshctl models`)");
+    } else {
+        text.push_str("; shared with you: ");
+        text.push_str(&known.join(", "));
+    }
+    Refusal::new(StatusCode::NOT_FOUND, text)
+}
+
+/// Counts connections by peer.
+#[derive(Debug, Default)]
+struct PerPeer(Mutex<BTreeMap<IpAddr, usize>>);
+
+struct PeerPlace {
+    counts: Arc<PerPeer>,
+    peer: IpAddr,
+}
+
+impl PerPeer {
+    fn enter(counts: &Arc<Self>, peer: IpAddr, n_max: usize) -> Option<PeerPlace> {
+        let mut by_peer = counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = by_peer.entry(peer).or_default();
+        if *n >= n_max {
+            return None;
+        }
+        *n += 1;
+        Some(PeerPlace {
+            counts: Arc::clone(counts),
+            peer,
+        })
+    }
+}
+
+impl Drop for PeerPlace {
+    fn drop(&mut self) {
+        let mut by_peer = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = by_peer.get_mut(&self.peer) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                by_peer.remove(&self.peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A request to a model server or to another host: one connection each, cut at once when the caller goes.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::BoxError;
+
+/// How long a connection may take to come up.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why nothing came back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// Nobody answered there.
+    #[error("cannot connect: {0}")]
+    Connect(std::io::Error),
+    /// The connection broke before the reply began.
+    #[error("the connection broke before the reply began: {0}")]
+    Broken(hyper::Error),
+    /// The reply is larger than anything expected.
+    #[error("the reply is too large or broke off")]
+    Body,
+}
+
+/// A reply's body together with the connection that it comes over.
+pub(crate) struct UpstreamBody {
+    incoming: Incoming,
+    first: Option<Bytes>,
+    /// Aborting the driver closes the socket, which is how a backend learns that nobody waits any more.
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl fmt::Debug for UpstreamBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamBody").finish_non_exhaustive()
+    }
+}
+
+impl UpstreamBody {
+    /// The next bytes.
+    pub(crate) fn poll_data(
+        &mut self,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, hyper::Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        loop {
+            let frame = ready!(Pin::new(&mut self.incoming).poll_frame(task));
+            match frame {
+                None => return Poll::Ready(None),
+                Some(Err(err)) => return Poll::Ready(Some(Err(err))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the first byte and keeps it for the reader.
+    pub(crate) async fn peek(&mut self) -> Result<(), hyper::Error> {
+        if self.first.is_none()
+            && let Some(chunk) = std::future::poll_fn(|task| self.poll_data(task)).await
+        {
+            self.first = Some(chunk?);
+        }
+        Ok(())
+    }
+
+    /// Reads it to its end.
+    pub(crate) async fn collect(mut self, n_max: usize) -> Result<Vec<u8>, UpstreamError> {
+        let mut whole = Vec::new();
+        while let Some(chunk) = std::future::poll_fn(|task| self.poll_data(task)).await {
+            let chunk = chunk.map_err(|_| UpstreamError::Body)?;
+            if whole.len() + chunk.len() > n_max {
+                return Err(UpstreamError::Body);
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole)
+    }
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// A model server, `127.0.0.1:11434`.
+    Backend(String),
+    /// Another host's door.
+    Host(SocketAddr),
+}
+
+/// Sends a request with a JSON body and waits for the head of the reply. Dropping the future cuts the connection.
+///
+/// # Errors
+/// [`UpstreamError`] when no reply began.
+pub(crate) async fn post(
+    target: &Target,
+    path: &'static str,
+    body: Bytes,
+) -> Result<Response<UpstreamBody>, UpstreamError> {
+    let (stream, host) = match target {
+        Target::Backend(authority) => (
+            connect(TcpStream::connect(authority)).await?,
+            authority.clone(),
+        ),
+        Target::Host(addr) => (connect(TcpStream::connect(addr)).await?, addr.to_string()),
+    };
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(64)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+        .await
+        .map_err(UpstreamError::Broken)?;
+    let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+        // What goes wrong here is told by the reply as well.
+        let _ = connection.await;
+    }));
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = http::Uri::from_static(path);
+    let headers = request.headers_mut();
+    if let Ok(host) = HeaderValue::from_str(&host) {
+        headers.insert(HOST, host);
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    let reply = sender
+        .send_request(request)
+        .await
+        .map_err(UpstreamError::Broken)?;
+    Ok(reply.map(|incoming| UpstreamBody {
+        incoming,
+        first: None,
+        _connection: driver,
+    }))
+}
+
+async fn connect(
+    connecting: impl Future<Output = std::io::Result<TcpStream>>,
+) -> Result<TcpStream, UpstreamError> {
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .map_err(|_| UpstreamError::Connect(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(UpstreamError::Connect)?;
+    tune(&stream, Duration::from_secs(1), Duration::from_secs(5))
+        .map_err(UpstreamError::Connect)?;
+    Ok(stream)
+}
+
+/// Makes a connection notice in seconds that its other end died without a word.
+pub(crate) fn tune(
+    stream: &TcpStream,
+    keepalive: Duration,
+    user_timeout: Duration,
+) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new()
+        .with_time(keepalive)
+        .with_interval(keepalive)
+        .with_retries(2);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(user_timeout))
+}
+
+/// Headers of a reply that are passed on.
+const PASSED: [HeaderName; 2] = [CONTENT_TYPE, http::header::RETRY_AFTER];
+
+/// The part of a reply's head that is the caller's business.
+pub(crate) fn passed_head(status: StatusCode, headers: &HeaderMap) -> (StatusCode, HeaderMap) {
+    let mut passed = HeaderMap::new();
+    for name in PASSED {
+        if let Some(value) = headers.get(&name) {
+            passed.insert(name, value.clone());
+        }
+    }
+    (status, passed)
+}
+
+/// Reads a caller's body with a bound.
+pub(crate) async fn read_body(body: Incoming, n_max: usize) -> Result<Bytes, BoxError> {
+    let collected = http_body_util::Limited::new(body, n_max).collect().await?;
+    Ok(collected.to_bytes())
+}

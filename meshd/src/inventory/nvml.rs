@@ -1,0 +1,142 @@
+//! GPUs by NVIDIA's management library, which is loaded when it is there. Blocking: runs on a blocking thread.
+
+use std::time::{Duration, Instant};
+
+use mesh_proto::share::Gpu;
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{cuda_driver_version_major, cuda_driver_version_minor};
+
+/// How long to wait before the library is looked for again.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Where readings come from; tests have their own.
+pub(crate) trait GpuSource: Send {
+    /// All cards.
+    fn read(&mut self) -> Result<Vec<Gpu>, NvmlError>;
+}
+
+impl GpuSource for Nvml {
+    fn read(&mut self) -> Result<Vec<Gpu>, NvmlError> {
+        let driver = self.sys_driver_version().ok();
+        let cuda = self.sys_cuda_driver_version().ok().map(|version| {
+            let (major, minor) = (
+                cuda_driver_version_major(version),
+                cuda_driver_version_minor(version),
+            );
+            format!("{major}.{minor}")
+        });
+        let mut gpus = Vec::new();
+        for index in 0..self.device_count()? {
+            // Any field may be unsupported on a consumer card or under MIG.
+            let device = self.device_by_index(index)?;
+            let memory = device.memory_info().ok();
+            gpus.push(Gpu {
+                name: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
+                uuid: device.uuid().ok(),
+                memory_total_bytes: memory.as_ref().map(|memory| memory.total),
+                memory_used_bytes: memory.as_ref().map(|memory| memory.used),
+                utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+                temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+                power_milliwatts: device.power_usage().ok(),
+                driver: driver.clone(),
+                cuda: cuda.clone(),
+                is_mig: device.mig_mode().ok().map(|mode| mode.current == 1),
+            });
+        }
+        Ok(gpus)
+    }
+}
+
+type Open = fn() -> Option<Box<dyn GpuSource>>;
+
+/// Reads the GPUs, with one handle as long as it works.
+pub(crate) struct GpuReader {
+    open: Open,
+    source: Option<Box<dyn GpuSource>>,
+    retry_at: Option<Instant>,
+}
+
+impl Default for GpuReader {
+    fn default() -> Self {
+        Self::new(open_nvml)
+    }
+}
+
+fn open_nvml() -> Option<Box<dyn GpuSource>> {
+    match Nvml::init() {
+        Ok(nvml) => Some(Box::new(nvml)),
+        Err(err) => {
+            tracing::debug!(%err, "no NVIDIA driver");
+            None
+        }
+    }
+}
+
+impl GpuReader {
+    fn new(open: Open) -> Self {
+        Self {
+            open,
+            source: None,
+            retry_at: None,
+        }
+    }
+
+    /// The cards; none without a driver.
+    pub(crate) fn read(&mut self) -> Vec<Gpu> {
+        if self.source.is_none() {
+            if self.retry_at.is_some_and(|at| Instant::now() < at) {
+                return Vec::new();
+            }
+            self.source = (self.open)();
+        }
+        let Some(source) = &mut self.source else {
+            self.retry_at = Some(Instant::now() + RETRY);
+            return Vec::new();
+        };
+        match source.read() {
+            Ok(gpus) => gpus,
+            Err(err) => {
+                tracing::warn!(%err, "the GPUs cannot be read");
+                self.source = None;
+                self.retry_at = Some(Instant::now() + RETRY);
+                Vec::new()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Flaky(u32);
+
+    impl GpuSource for Flaky {
+        fn read(&mut self) -> Result<Vec<Gpu>, NvmlError> {
+            self.0 += 1;
+            if self.0 == 2 {
+                return Err(NvmlError::GpuLost);
+            }
+            Ok(vec![Gpu {
+                name: "card".to_owned(),
+                ..Gpu::default()
+            }])
+        }
+    }
+
+    #[test]
+    fn a_lost_card_drops_the_handle_and_a_missing_driver_is_no_error() {
+        let mut reader = GpuReader::new(|| Some(Box::new(Flaky(0))));
+        assert_eq!(reader.read().len(), 1);
+        assert!(reader.read().is_empty());
+        assert!(reader.source.is_none());
+        assert!(reader.read().is_empty(), "waits before it tries again");
+        reader.retry_at = None;
+        assert_eq!(reader.read().len(), 1);
+        let mut none = GpuReader::new(|| None);
+        assert!(none.read().is_empty());
+        assert!(none.retry_at.is_some());
+    }
+}

@@ -1,0 +1,15 @@
+//! Linux, one file a mechanism.
+
+pub mod firewall;
+pub mod links;
+pub mod names;
+
+mod command;
+mod journal;
+mod network_manager;
+mod resolv_conf;
+mod resolvconf;
+mod resolved;
+
+#[cfg(test)]
+mod namespace;

@@ -1,0 +1,437 @@
+//! Addresses, routes and their changes, by rtnetlink.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::{StreamExt, TryStreamExt};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+/// Routes shorter than this are a default route in pieces (VPNs add 0.0.0.0/1), not somebody's network.
+const CLASH_PREFIX_LEN_MIN: u8 = 8;
+/// More candidates make pairs of nodes probe for nothing.
+const N_ENDPOINTS_MAX: usize = 16;
+/// Bridges of containers and virtual machines: their addresses are the same on many machines.
+const INNER_LINKS: [&str; 6] = ["docker", "br-", "virbr", "cni", "podman", "lxcbr"];
+
+/// Why the overlay cannot have its addresses.
+#[derive(Debug, thiserror::Error)]
+pub enum LinksError {
+    /// Another network of this machine has addresses of the mesh's pool.
+    #[error(
+        "the mesh's addresses {pool} clash with the route {route} of {interface}; \
+         remove that route, or start the mesh's coordinator with another pool"
+    )]
+    Clash {
+        /// The mesh's pool.
+        pool: IpNet,
+        /// The route that was there before.
+        route: IpNet,
+        /// Whose it is.
+        interface: String,
+    },
+    /// There is no such interface.
+    #[error("there is no network interface {0}")]
+    NoInterface(String),
+    /// The kernel refused.
+    #[error("cannot {what}: {source}")]
+    Kernel {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its answer.
+        source: rtnetlink::Error,
+    },
+    /// No netlink socket.
+    #[error("cannot talk to the kernel about networks: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// What the overlay interface should be.
+#[derive(Debug, Clone, Copy)]
+pub struct Overlay {
+    /// This node's IPv4 overlay address.
+    pub ipv4: Ipv4Addr,
+    /// This node's IPv6 overlay address.
+    pub ipv6: Ipv6Addr,
+    /// The mesh's IPv4 pool.
+    pub pool: Ipv4Net,
+    /// The mesh's IPv6 prefix.
+    pub prefix: Ipv6Net,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// What the overlay interface became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Configured {
+    /// Its index.
+    pub index: u32,
+    /// Whether this machine has IPv6 at all.
+    pub has_ipv6: bool,
+}
+
+/// The kernel's links. Its netlink connection ends with it.
+#[derive(Debug)]
+pub struct Links {
+    handle: Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Links {
+    /// Opens a netlink socket; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub fn open() -> Result<Self, LinksError> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self {
+            handle,
+            connection: tokio::spawn(connection),
+        })
+    }
+
+    /// The index of an interface.
+    ///
+    /// # Errors
+    /// [`LinksError::NoInterface`] when there is none of that name.
+    pub async fn index_of(&self, interface: &str) -> Result<u32, LinksError> {
+        let links = self.links().await?;
+        let found = links.iter().find(|link| name_of(link) == Some(interface));
+        found
+            .map(|link| link.header.index)
+            .ok_or_else(|| LinksError::NoInterface(interface.to_owned()))
+    }
+
+    /// Gives the interface its addresses and routes and switches it on. Does nothing when the pool clashes. Whatever
+    /// is there already stays as it is, so it can be repeated.
+    ///
+    /// # Errors
+    /// [`LinksError::Clash`] when another interface has routes within the mesh; others when the kernel refuses.
+    pub async fn configure(
+        &self,
+        interface: &str,
+        overlay: &Overlay,
+    ) -> Result<Configured, LinksError> {
+        let index = self.index_of(interface).await?;
+        self.check_clash(index, overlay).await?;
+        let up = LinkUnspec::new_with_index(index)
+            .mtu(overlay.mtu)
+            .up()
+            .build();
+        self.handle
+            .link()
+            .set(up)
+            .execute()
+            .await
+            .map_err(kernel("switch the overlay interface on"))?;
+
+        self.add_addr(index, overlay.ipv4.into())
+            .await
+            .map_err(kernel("set the overlay's IPv4 address"))?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(overlay.pool.network(), overlay.pool.prefix_len())
+            .output_interface(index)
+            .pref_source(overlay.ipv4)
+            .build();
+        self.add_route(route)
+            .await
+            .map_err(kernel("set the overlay's IPv4 route"))?;
+
+        // A machine may have IPv6 switched off; the overlay then works by IPv4 alone.
+        let has_ipv6 = match self.add_addr(index, overlay.ipv6.into()).await {
+            Ok(()) => true,
+            Err(err) if is_ipv6_off(&err) => false,
+            Err(err) => return Err(kernel("set the overlay's IPv6 address")(err)),
+        };
+        if has_ipv6 {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(overlay.prefix.network(), overlay.prefix.prefix_len())
+                .output_interface(index)
+                .pref_source(overlay.ipv6)
+                .build();
+            self.add_route(route)
+                .await
+                .map_err(kernel("set the overlay's IPv6 route"))?;
+        }
+        Ok(Configured { index, has_ipv6 })
+    }
+
+    /// Where peers may reach this machine on the underlay, the likeliest first.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn local_addrs(&self, overlay_index: Option<u32>) -> Result<Vec<IpAddr>, LinksError> {
+        let mut usable: Vec<(u32, bool)> = Vec::new();
+        for link in self.links().await? {
+            let flags = link.header.flags;
+            let is_usable = flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback);
+            if is_usable && Some(link.header.index) != overlay_index {
+                let is_inner = name_of(&link)
+                    .is_some_and(|name| INNER_LINKS.iter().any(|inner| name.starts_with(inner)));
+                usable.push((link.header.index, is_inner));
+            }
+        }
+        let mut addrs: Vec<(bool, IpAddr)> = Vec::new();
+        let dump = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect::<Vec<_>>()
+            .await;
+        for message in dump.map_err(kernel("list addresses"))? {
+            let link = usable
+                .iter()
+                .find(|(index, _)| *index == message.header.index);
+            if let (Some((_, is_inner)), Some(ip)) = (link, candidate(&message)) {
+                addrs.push((*is_inner, ip));
+            }
+        }
+        addrs.sort_by_key(|(is_inner, _)| *is_inner);
+        Ok(addrs
+            .into_iter()
+            .map(|(_, ip)| ip)
+            .take(N_ENDPOINTS_MAX)
+            .collect())
+    }
+
+    async fn check_clash(&self, own_index: u32, overlay: &Overlay) -> Result<(), LinksError> {
+        for mesh in [IpNet::V4(overlay.pool), IpNet::V6(overlay.prefix)] {
+            for message in self.routes(mesh).await? {
+                let Some((route, index)) = unicast_route(&message) else {
+                    continue;
+                };
+                if index != own_index && is_clash(mesh, route) {
+                    let links = self.links().await?;
+                    let link = links.iter().find(|link| link.header.index == index);
+                    let interface = link
+                        .and_then(name_of)
+                        .unwrap_or("an interface that just went away")
+                        .to_owned();
+                    return Err(LinksError::Clash {
+                        pool: mesh,
+                        route,
+                        interface,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn links(&self) -> Result<Vec<LinkMessage>, LinksError> {
+        self.handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(kernel("list interfaces"))
+    }
+
+    async fn routes(&self, family: IpNet) -> Result<Vec<RouteMessage>, LinksError> {
+        let all = match family {
+            IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        self.handle
+            .route()
+            .get(all)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(kernel("list routes"))
+    }
+
+    async fn add_addr(&self, index: u32, ip: IpAddr) -> Result<(), rtnetlink::Error> {
+        let len = if ip.is_ipv4() { 32 } else { 128 };
+        let mut request = self.handle.address().add(index, ip, len).replace();
+        // Nobody else can have the address: waiting for duplicates would only delay the first packet.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        request.execute().await
+    }
+
+    async fn add_route(&self, route: RouteMessage) -> Result<(), rtnetlink::Error> {
+        self.handle.route().add(route).replace().execute().await
+    }
+}
+
+fn kernel(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinksError {
+    move |source| LinksError::Kernel { what, source }
+}
+
+fn is_ipv6_off(err: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(message) = err else {
+        return false;
+    };
+    let kind = message.to_io().kind();
+    // disable_ipv6 gives EACCES, a kernel without IPv6 EOPNOTSUPP. A lack of privilege is EPERM and shows at IPv4 first.
+    matches!(
+        kind,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+    )
+}
+
+fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute {
+            Some(name.as_str())
+        } else {
+            None
+        }
+    })
+}
+
+fn unicast_route(message: &RouteMessage) -> Option<(IpNet, u32)> {
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut to = None;
+    let mut index = None;
+    for attribute in &message.attributes {
+        if let RouteAttribute::Destination(RouteAddress::Inet(ip)) = attribute {
+            to = Some(IpAddr::V4(*ip));
+        } else if let RouteAttribute::Destination(RouteAddress::Inet6(ip)) = attribute {
+            to = Some(IpAddr::V6(*ip));
+        } else if let RouteAttribute::Oif(oif) = attribute {
+            index = Some(*oif);
+        }
+    }
+    Some((
+        IpNet::new(to?, message.header.destination_prefix_length).ok()?,
+        index?,
+    ))
+}
+
+fn is_clash(mesh: IpNet, route: IpNet) -> bool {
+    route.prefix_len() >= CLASH_PREFIX_LEN_MIN && (mesh.contains(&route) || route.contains(&mesh))
+}
+
+/// The address of a message, when peers could use it.
+fn candidate(message: &AddressMessage) -> Option<IpAddr> {
+    let mut ip = None;
+    let mut flags = AddressFlags::from_bits_truncate(u32::from(message.header.flags.bits()));
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(local) = attribute {
+            ip = Some(*local);
+        } else if let AddressAttribute::Address(addr) = attribute {
+            ip = ip.or(Some(*addr));
+        } else if let AddressAttribute::Flags(all) = attribute {
+            flags |= *all;
+        }
+    }
+    let is_passing = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    ip.filter(|ip| !flags.intersects(is_passing) && is_reachable(*ip))
+}
+
+fn is_reachable(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local() && !ip.is_unspecified(),
+    }
+}
+
+/// Tells that links, addresses or routes changed.
+pub struct Changes {
+    messages: Messages,
+    connection: JoinHandle<()>,
+    overlay_index: Option<u32>,
+}
+
+type Messages = std::pin::Pin<
+    Box<dyn futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Sync>,
+>;
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Changes")
+            .field("overlay_index", &self.overlay_index)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Changes {
+    /// Begins to listen; changes of the overlay interface itself are not told.
+    ///
+    /// # Errors
+    /// When no netlink socket is to be had.
+    pub fn listen(overlay_index: Option<u32>) -> io::Result<Self> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        let messages = Box::pin(messages.map(|(message, _)| message));
+        Ok(Self {
+            messages,
+            connection: tokio::spawn(connection),
+            overlay_index,
+        })
+    }
+
+    /// Waits for a change; those that came together are told once. `None` when the kernel said something that got
+    /// lost: look at everything and listen anew.
+    pub async fn next(&mut self) -> Option<()> {
+        loop {
+            let message = self.messages.next().await?;
+            if self.matters(&message) {
+                break;
+            }
+        }
+        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.messages.next()) {}
+        Some(())
+    }
+
+    fn matters(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else {
+            return false;
+        };
+        let index = if let RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) =
+            message
+        {
+            link.header.index
+        } else if let RouteNetlinkMessage::NewAddress(addr)
+        | RouteNetlinkMessage::DelAddress(addr) = message
+        {
+            addr.header.index
+        } else if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) =
+            message
+        {
+            // Only routes to somewhere count: the kernel adds one for each address as well.
+            match unicast_route(route) {
+                Some((_, index)) => index,
+                None => return route.header.destination_prefix_length == 0,
+            }
+        } else {
+            return false;
+        };
+        Some(index) != self.overlay_index
+    }
+}
+
+#[cfg(test)]
+#[path = "links_tests.rs"]
+mod tests;
