@@ -54,7 +54,7 @@ demo:
 
 bench: bench-tools
 	cargo build --workspace --release --locked
-	$(CURDIR)/.tools/venv/bin/python e2e/bench/bench.py
+	target/release/bench $(PARTS)
 
 soak: tools build
 	target/debug/soak

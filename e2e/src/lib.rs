@@ -9,6 +9,7 @@
 //! left is swept by the next lab.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod control;
 pub mod interop;
 pub mod mesh;

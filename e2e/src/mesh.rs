@@ -147,7 +147,7 @@ impl<'lab> Coordinator<'lab> {
     /// When the answer is not a list of nodes.
     pub fn nodes(&self) -> Result<Vec<NodeInfo>> {
         let mut answer = self.admin_json(&["node", "list"])?;
-        let nodes = answer["nodes"].take();
+        let nodes = answer["items"].take();
         serde_json::from_value(nodes).context("the list of nodes")
     }
 

@@ -304,7 +304,7 @@ impl Host {
                 "-c",
             ])
             .args([
-                "ulimit -n 65536; hostname \"$0\" && exec \"$@\"",
+                "ulimit -n $(ulimit -Hn); hostname \"$0\" && exec \"$@\"",
                 &self.name,
             ])
             .arg(program);
