@@ -2,6 +2,7 @@
 
 mod netmap;
 mod session;
+mod tick;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -155,7 +156,7 @@ impl Engine {
             Some(Kind::Initiation) => self.on_initiation(now, from, datagram),
             Some(Kind::Response(receiver)) => self.on_response(now, from, datagram, receiver),
             Some(Kind::CookieReply(receiver)) => self.on_cookie(now, from, datagram, receiver),
-            Some(Kind::Data(_)) => {}
+            Some(Kind::Data(_)) => self.on_unknown_session(now, from),
             None => {
                 if let Some(seen) = self.stun.handle_udp(now, from, datagram) {
                     tracing::debug!(endpoint = %seen, "reflexive address");

@@ -1,4 +1,8 @@
 //! Scenarios: engines on a virtual network.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test may stop where it finds nonsense"
+)]
 
 #[path = "../sim/ip.rs"]
 mod ip;

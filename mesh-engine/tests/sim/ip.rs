@@ -66,7 +66,12 @@ const fn checksum_at(protocol: u8) -> usize {
 }
 
 /// A TCP or UDP packet with right checksums.
-pub(crate) fn transport(protocol: u8, src: (IpAddr, u16), dst: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
+pub(crate) fn transport(
+    protocol: u8,
+    src: (IpAddr, u16),
+    dst: (IpAddr, u16),
+    payload: &[u8],
+) -> Vec<u8> {
     let mut segment = vec![];
     segment.extend(src.1.to_be_bytes());
     segment.extend(dst.1.to_be_bytes());
@@ -88,7 +93,13 @@ pub(crate) fn transport(protocol: u8, src: (IpAddr, u16), dst: (IpAddr, u16), pa
 }
 
 /// An echo request or reply with right checksums.
-pub(crate) fn echo(src: IpAddr, dst: IpAddr, is_request: bool, ident: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn echo(
+    src: IpAddr,
+    dst: IpAddr,
+    is_request: bool,
+    ident: u16,
+    payload: &[u8],
+) -> Vec<u8> {
     let (kind, protocol) = match (src.is_ipv4(), is_request) {
         (true, true) => (8, 1),
         (true, false) => (0, 1),
@@ -122,12 +133,6 @@ impl Parts<'_> {
             u16::from_be_bytes([self.segment[0], self.segment[1]]),
             u16::from_be_bytes([self.segment[2], self.segment[3]]),
         )
-    }
-
-    /// The transport checksum as it is.
-    pub(crate) fn checksum(&self) -> u16 {
-        let at = checksum_at(self.protocol);
-        u16::from_be_bytes([self.segment[at], self.segment[at + 1]])
     }
 }
 

@@ -249,9 +249,8 @@ impl World {
                 let mut sealer = peer.seal();
                 let sealed = sealer.seal(&packet, &mut out);
                 let event = sealer.finish();
-                if let Sealed::Datagram(len) = sealed {
+                if let (Sealed::Datagram(len), Some(dst)) = (sealed, peer.endpoint()) {
                     out.truncate(len);
-                    let dst = peer.endpoint().expect("a session has a path");
                     self.transmit(idx, dst, out);
                 }
                 self.plane_event(idx, event);
@@ -371,7 +370,13 @@ impl World {
         )
     }
 
-    pub(crate) fn tcp6(&self, from: usize, to: usize, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn tcp6(
+        &self,
+        from: usize,
+        to: usize,
+        ports: (u16, u16),
+        payload: &[u8],
+    ) -> Vec<u8> {
         let (from, to) = (&self.nodes[from], &self.nodes[to]);
         ip::transport(
             ip::TCP,
