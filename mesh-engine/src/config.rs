@@ -102,6 +102,10 @@ pub(crate) const N_STUN_TRIES: u32 = 4;
 /// STUN servers that are asked.
 pub(crate) const N_STUN_SERVERS_MAX: usize = 4;
 
+/// Datagrams of unknown sessions that the engine is shown: one in so long is enough to find a peer that still uses a
+/// session which this node lost by a restart, and too few to do harm.
+pub(crate) const UNKNOWN_EVERY: Duration = Duration::from_millis(100);
+
 /// Pings in flight.
 pub(crate) const N_PINGS_MAX: usize = 1024;
 

@@ -2,6 +2,7 @@
 
 mod netmap;
 mod session;
+mod tick;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -158,7 +159,11 @@ impl Engine {
             Some(Kind::Initiation) => self.on_initiation(now, from, datagram),
             Some(Kind::Response(receiver)) => self.on_response(now, from, datagram, receiver),
             Some(Kind::CookieReply(receiver)) => self.on_cookie(now, from, datagram, receiver),
+<<<<<<< HEAD
             Some(Kind::Data(_)) => self.on_stray(now, from),
+=======
+            Some(Kind::Data(_)) => self.on_unknown_session(now, from),
+>>>>>>> engine
             None => {
                 if let Some(seen) = self.stun.handle_udp(now, from, datagram) {
                     tracing::debug!(endpoint = %seen, "reflexive address");

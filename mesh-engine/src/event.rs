@@ -140,7 +140,7 @@ pub enum Outbound {
 pub enum Inbound {
     /// Sealed packets of this peer's session: open them here.
     Data(PeerHandle),
-    /// Handshakes and STUN: for [`Engine::handle_udp`](crate::Engine::handle_udp).
+    /// Handshakes, STUN, and now and then data of a session that is unknown: for [`Engine::handle_udp`](crate::Engine::handle_udp).
     Control,
     /// Forget it.
     Drop(DropReason),

@@ -161,6 +161,3 @@ const fn fragment_flow(headers: &Headers, id: u32) -> Flow {
         u16::from_be_bytes([c, d]),
     )
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,6 @@
 //! One peer as the packet path sees it: its session behind one lock, all else atomic.
 
+mod batch;
 pub(crate) mod state;
 pub(crate) mod table;
 
@@ -13,14 +14,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_proto::id::NodeId;
 use mesh_proto::key::NodeKey;
 
-use crate::config::{
-    LAN_HOLD, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, TICK,
-};
-use crate::event::{DropReason, Opened, PlaneEvent, Sealed};
+use crate::config::{LAN_HOLD, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES};
 use crate::filter::Rules;
-use crate::noise::{Kind, Read, Session};
-use crate::path::{Path, canonical};
+use crate::noise::Session;
+use crate::path::Path;
 use crate::plane::Shared;
+
+pub use batch::{Opener, Sealer};
 
 /// A peer, shared between the engine and the packet path. Cheap to clone.
 #[derive(Clone)]
@@ -188,27 +188,17 @@ impl PeerHandle {
     /// Locks the session for sealing a batch.
     #[must_use]
     pub fn seal(&self) -> Sealer<'_> {
-        let slot = self.slot();
-        let now_ms = self.0.shared.now_ms();
-        let is_ready = slot.is_ready(now_ms) && !self.is_gone();
-        Sealer {
-            peer: self,
-            slot,
-            is_ready,
-            now_ms,
-            event: None,
-        }
+        Sealer::new(self)
     }
 
     /// Locks the session for opening a batch.
     #[must_use]
     pub fn open(&self) -> Opener<'_> {
-        Opener {
-            peer: self,
-            slot: self.slot(),
-            now_ms: self.0.shared.now_ms(),
-            event: None,
-        }
+        Opener::new(self)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -299,158 +289,5 @@ impl fmt::Debug for PeerHandle {
         f.debug_struct("PeerHandle")
             .field("node", &self.0.identity.node)
             .finish_non_exhaustive()
-    }
-}
-
-/// A locked session, for sealing. Keep it for a batch and no longer.
-pub struct Sealer<'a> {
-    peer: &'a PeerHandle,
-    slot: MutexGuard<'a, Slot>,
-    is_ready: bool,
-    now_ms: u64,
-    event: Option<PlaneEvent>,
-}
-
-impl Sealer<'_> {
-    /// Seals one IP packet into `out`, which needs [`SEAL_OVERHEAD`](crate::SEAL_OVERHEAD) bytes more than the packet
-    /// and [`SEAL_BUFFER_MIN`](crate::SEAL_BUFFER_MIN) at least.
-    pub fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Sealed {
-        match self.try_seal(packet, out) {
-            Ok(sealed) => sealed,
-            Err(reason) => {
-                self.peer.0.shared.count_drop(reason);
-                Sealed::Dropped(reason)
-            }
-        }
-    }
-
-    fn try_seal(&mut self, packet: &[u8], out: &mut [u8]) -> Result<Sealed, DropReason> {
-        let shared = &self.peer.0.shared;
-        if self.peer.is_gone() {
-            return Err(DropReason::PeerGone);
-        }
-        if !self.is_ready {
-            self.want_session();
-            return if self.slot.push(shared, packet) {
-                Ok(Sealed::Queued)
-            } else {
-                Err(DropReason::QueueFull)
-            };
-        }
-        let Slot {
-            session: Some(session),
-            agreed: Some(agreed),
-            ..
-        } = &mut *self.slot
-        else {
-            return Err(DropReason::PeerGone);
-        };
-        let len = session.seal(packet, out)?;
-        agreed.n_sealed += 1;
-        if agreed.n_sealed >= REJECT_AFTER_MESSAGES {
-            self.is_ready = false;
-        }
-        if agreed.n_sealed >= REKEY_AFTER_MESSAGES {
-            self.want_session();
-        }
-        self.peer.0.traffic.note_sent(self.now_ms, packet.len());
-        Ok(Sealed::Datagram(len))
-    }
-
-    fn want_session(&mut self) {
-        let wanted_ms = &self.peer.0.traffic.wanted_ms;
-        // Told anew now and then: the event may get lost.
-        let since_ms = self
-            .now_ms
-            .saturating_sub(wanted_ms.load(Ordering::Relaxed));
-        if u128::from(since_ms) >= TICK.as_millis() || !self.slot.has_queued() {
-            wanted_ms.store(self.now_ms, Ordering::Relaxed);
-            self.event = Some(PlaneEvent::NeedSession(self.peer.clone()));
-        }
-    }
-
-    /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
-    #[must_use]
-    pub fn finish(self) -> Option<PlaneEvent> {
-        self.event
-    }
-}
-
-impl fmt::Debug for Sealer<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sealer").field(self.peer).finish()
-    }
-}
-
-/// A locked session, for opening. Keep it for a batch and no longer.
-pub struct Opener<'a> {
-    peer: &'a PeerHandle,
-    slot: MutexGuard<'a, Slot>,
-    now_ms: u64,
-    event: Option<PlaneEvent>,
-}
-
-impl Opener<'_> {
-    /// Opens one datagram into `out`, which must be as long as the datagram.
-    pub fn open(&mut self, from: SocketAddr, datagram: &[u8], out: &mut [u8]) -> Opened {
-        match self.try_open(from, datagram, out) {
-            Ok(opened) => opened,
-            Err(reason) => {
-                self.peer.0.shared.count_drop(reason);
-                Opened::Dropped(reason)
-            }
-        }
-    }
-
-    fn try_open(
-        &mut self,
-        from: SocketAddr,
-        datagram: &[u8],
-        out: &mut [u8],
-    ) -> Result<Opened, DropReason> {
-        let Some(Kind::Data(receiver)) = Kind::of(datagram) else {
-            return Err(DropReason::NotOurs);
-        };
-        if self.peer.is_gone() {
-            return Err(DropReason::PeerGone);
-        }
-        let session = self
-            .slot
-            .session
-            .as_mut()
-            .ok_or(DropReason::UnknownSession)?;
-        let from = canonical(from);
-        let opened = match session.open(from.ip(), datagram, out) {
-            Read::Packet(len) => Opened::Packet(len),
-            Read::Keepalive => Opened::Keepalive,
-            Read::Refused(reason) => return Err(reason),
-            Read::Reply(_) | Read::Cookie => return Err(DropReason::NotAuthentic),
-        };
-        let len = match opened {
-            Opened::Packet(len) => len,
-            Opened::Keepalive | Opened::Dropped(_) => 0,
-        };
-        self.peer.0.traffic.note_received(self.now_ms, len);
-        if self.peer.heard_from(from, self.now_ms) && self.event.is_none() {
-            self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
-        }
-        if self.slot.unconfirmed == Some(receiver) {
-            self.slot.unconfirmed = None;
-            self.slot.agreed = Some(Agreed::new(self.now_ms, false));
-            self.event = Some(PlaneEvent::SessionReady(self.peer.clone()));
-        }
-        Ok(opened)
-    }
-
-    /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
-    #[must_use]
-    pub fn finish(self) -> Option<PlaneEvent> {
-        self.event
-    }
-}
-
-impl fmt::Debug for Opener<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Opener").field(self.peer).finish()
     }
 }

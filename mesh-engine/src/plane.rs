@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use crate::config::QUEUED_BYTES_MAX;
+use crate::config::{QUEUED_BYTES_MAX, UNKNOWN_EVERY};
 use crate::echo::Echo;
 use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound, PlaneEvent};
 use crate::filter;
@@ -63,6 +63,8 @@ impl Local {
 pub(crate) struct Shared {
     start: Instant,
     now_ms: AtomicU64,
+    /// When the engine was last shown a datagram of an unknown session.
+    unknown_ms: AtomicU64,
     queued_bytes: AtomicUsize,
     drops: [AtomicU64; DropReason::ALL.len()],
     surroundings: ArcSwap<Surroundings>,
@@ -76,6 +78,7 @@ impl Shared {
             start,
             // 0 means never.
             now_ms: AtomicU64::new(1),
+            unknown_ms: AtomicU64::new(0),
             queued_bytes: AtomicUsize::new(0),
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
             surroundings: ArcSwap::default(),
@@ -121,6 +124,15 @@ impl Shared {
 
     pub(crate) fn set_surroundings(&self, surroundings: Surroundings) {
         self.surroundings.store(Arc::new(surroundings));
+    }
+
+    fn may_show_unknown(&self) -> bool {
+        let (now_ms, shown_ms) = (self.now_ms(), self.unknown_ms.load(Ordering::Relaxed));
+        u128::from(now_ms.saturating_sub(shown_ms)) >= UNKNOWN_EVERY.as_millis()
+            && self
+                .unknown_ms
+                .compare_exchange(shown_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Takes bytes from the budget of waiting packets.
@@ -195,10 +207,14 @@ impl Plane {
         let reason = match Kind::of(datagram) {
             Some(Kind::Data(receiver)) => match self.indices.peer(receiver) {
                 Some(peer) => return Inbound::Data(peer),
+<<<<<<< HEAD
                 None if !self.shared.has_stray.swap(true, Ordering::Relaxed) => {
                     // The sender may not know that this node has started anew: the engine looks who it is.
                     return Inbound::Control;
                 }
+=======
+                None if self.shared.may_show_unknown() => return Inbound::Control,
+>>>>>>> engine
                 None => DropReason::UnknownSession,
             },
             Some(Kind::Initiation | Kind::Response(_) | Kind::CookieReply(_)) => {

@@ -206,6 +206,3 @@ fn swap_addresses(packet: &mut [u8], headers: &Headers) {
         src.swap_with_slice(dst);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,21 +1,24 @@
-//! How the engine drives sessions: handshakes to all candidates, renewal, and letting go of what is idle.
+//! How the engine drives sessions: handshakes to all candidates, and what waits for them.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mesh_proto::id::NodeId;
 
 use super::Engine;
+<<<<<<< HEAD
 use crate::config::{
     KEEPALIVE_AFTER, REKEY_AFTER, REKEY_AFTER_RECEIVING, SILENT_AFTER, STRAY_EVERY, SWEEP_EVERY,
     UNCONFIRMED_FOR,
 };
+=======
+>>>>>>> engine
 use crate::event::{Event, Sealed};
-use crate::noise::{HANDSHAKE_LEN_MAX, Read, Tick};
+use crate::noise::{HANDSHAKE_LEN_MAX, Read};
+use crate::path::canonical;
 use crate::peer::state::Retry;
-use crate::peer::table::Live;
-use crate::peer::{Agreed, PeerHandle, Slot};
+use crate::peer::table::{Control, Live};
+use crate::peer::{Agreed, PeerHandle};
 use crate::{SEAL_BUFFER_MIN, SEAL_OVERHEAD};
 
 impl Engine {
@@ -34,7 +37,7 @@ impl Engine {
     }
 
     /// Begins a handshake unless one is under way.
-    fn renew_session(&mut self, now: Instant, id: &NodeId) {
+    pub(super) fn renew_session(&mut self, now: Instant, id: &NodeId) {
         let now = self.now(now);
         if self.peers.change(id, |state| state.on_wanted(now)) == Some(true) {
             self.initiate(now.at, id);
@@ -77,7 +80,7 @@ impl Engine {
 
     /// The same initiation goes everywhere: the peer answers the first copy and takes the others for replays, so the
     /// fastest path is selected.
-    fn spray(&mut self, id: &NodeId, initiation: &[u8]) {
+    pub(super) fn spray(&mut self, id: &NodeId, initiation: &[u8]) {
         for candidate in self.candidates(id) {
             self.out.transmit(candidate, initiation);
         }
@@ -91,7 +94,7 @@ impl Engine {
         surroundings.candidates(control.handle.endpoint(), &control.endpoints)
     }
 
-    fn ensure_session(&mut self, now: Instant, id: &NodeId) -> bool {
+    pub(super) fn ensure_session(&mut self, now: Instant, id: &NodeId) -> bool {
         let Some(control) = self.peers.get(id) else {
             return false;
         };
@@ -244,6 +247,25 @@ impl Engine {
         }
     }
 
+    /// Somebody uses a session that is not there, as a peer does when this node was restarted: a new one spares it the
+    /// time to find out. A forged sender gets a peer a handshake that it did not need.
+    pub(super) fn on_unknown_session(&mut self, now: Instant, from: SocketAddr) {
+        let is_idle =
+            |control: &Control| !control.state().is_up() && control.state().retry_at().is_none();
+        let knows = |control: &Control| {
+            let mut endpoints = control.endpoints.iter();
+            endpoints.any(|endpoint| canonical(*endpoint) == from)
+        };
+        let found = self
+            .peers
+            .iter()
+            .find(|(_, control)| is_idle(control) && knows(control))
+            .map(|(id, _)| *id);
+        if let Some(id) = found {
+            self.renew_session(now, &id);
+        }
+    }
+
     /// Looks after a peer whose session may have become ready: tells the daemon, sends what waits.
     pub(super) fn attend(&mut self, now: Instant, id: &NodeId) {
         let Some(control) = self.peers.get(id) else {
@@ -334,139 +356,4 @@ impl Engine {
             }
         }
     }
-
-    /// Looks at every session.
-    pub(super) fn tick(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.reset_at) >= Duration::from_secs(1) {
-            self.reset_at = now;
-            self.identity.reset();
-        }
-        if now >= self.sweep_at {
-            self.sweep_at = now + SWEEP_EVERY;
-            self.plane.sweep(self.plane.shared.now_ms());
-        }
-        let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
-        let mut has_internet_path = false;
-        for id in live {
-            self.tick_peer(now, &id);
-            has_internet_path |= self.peers.get(&id).is_some_and(|control| {
-                control.state().is_up() && control.handle.path().is_some_and(|path| !path.is_lan)
-            });
-        }
-        self.stun.set_active(has_internet_path);
-    }
-
-    fn tick_peer(&mut self, now: Instant, id: &NodeId) {
-        let Some(control) = self.peers.get(id) else {
-            return;
-        };
-        let (handle, live) = (control.handle.clone(), control.live);
-        let is_up = control.state().is_up();
-        let is_idle = !is_up && control.state().retry_at().is_none();
-        let now_ms = self.plane.shared.now_ms();
-
-        let mut datagram = [0; HANDSHAKE_LEN_MAX];
-        let mut slot = handle.slot();
-        if slot.is_ready(now_ms) && owes_keepalive(&handle, now_ms) {
-            let session = slot.session.as_mut();
-            let sealed = session.and_then(|session| session.seal(&[], &mut datagram).ok());
-            if let (Some(len), Some(endpoint)) = (sealed, handle.endpoint()) {
-                handle.traffic().note_sent(now_ms, 0);
-                self.out.transmit(endpoint, &datagram[..len]);
-            }
-        }
-        let needs_renewal = needs_renewal(&handle, &slot, now_ms);
-        // The session's own timers come last: what was done above keeps them quiet.
-        drop(slot);
-        if is_up && needs_renewal {
-            self.renew_session(now, id);
-        }
-        let mut slot = handle.slot();
-        let tick = slot
-            .session
-            .as_mut()
-            .map_or(Tick::Nothing, |session| session.tick(&mut datagram));
-        let is_ready = slot.is_ready(now_ms);
-        drop(slot);
-        match tick {
-            Tick::Nothing | Tick::Expired => {}
-            Tick::Initiation(len) => {
-                let at = self.now(now);
-                self.peers.change(id, |state| state.on_initiated(at));
-                self.spray(id, &datagram[..len]);
-            }
-            Tick::Keepalive(len) => {
-                if let Some(endpoint) = handle.endpoint() {
-                    handle.traffic().note_sent(now_ms, 0);
-                    self.out.transmit(endpoint, &datagram[..len]);
-                }
-            }
-        }
-        let is_unconfirmed_long = live
-            .is_some_and(|live| now.saturating_duration_since(live.touched_at) >= UNCONFIRMED_FOR);
-        if is_ready {
-            // Catches up with events that were lost on their way from the plane.
-            self.attend(now, id);
-        } else if self.is_attempting(id) {
-            if tick == Tick::Expired {
-                // It would refuse to begin again: a fresh one takes over with the next try.
-                self.replace_session(now, id);
-            }
-        } else if is_up || (is_idle && is_unconfirmed_long) || tick == Tick::Expired {
-            let has_queued = handle.slot().has_queued();
-            if has_queued {
-                self.renew_session(now, id);
-            } else {
-                self.end_session(id);
-            }
-        }
-    }
-
-    fn is_attempting(&self, id: &NodeId) -> bool {
-        let control = self.peers.get(id);
-        control.is_some_and(|control| control.state().retry_at().is_some())
-    }
-
-    /// Makes a session anew and keeps what waits for it.
-    fn replace_session(&mut self, now: Instant, id: &NodeId) {
-        let Some(control) = self.peers.get(id) else {
-            return;
-        };
-        if let Some(live) = control.live {
-            self.plane.indices.release(live.index);
-        }
-        let mut slot = control.handle.slot();
-        (slot.session, slot.agreed, slot.unconfirmed) = (None, None, None);
-        drop(slot);
-        self.peers.set_live(id, None);
-        self.ensure_session(now, id);
-    }
-}
-
-/// Whether the peer sent data and heard nothing for so long that it may take this node for dead.
-fn owes_keepalive(peer: &PeerHandle, now_ms: u64) -> bool {
-    let last_tx_ms = peer.traffic().last_tx_ms.load(Ordering::Relaxed);
-    peer.traffic().last_data_rx_ms.load(Ordering::Relaxed) > last_tx_ms
-        && is_past(now_ms, last_tx_ms, KEEPALIVE_AFTER)
-}
-
-/// Whether keys are due for replacement, or the path is silent.
-fn needs_renewal(peer: &PeerHandle, slot: &Slot, now_ms: u64) -> bool {
-    let traffic = peer.traffic();
-    let unanswered_ms = traffic.unanswered_ms.load(Ordering::Relaxed);
-    if unanswered_ms != 0 && is_past(now_ms, unanswered_ms, SILENT_AFTER) {
-        return true;
-    }
-    // Only the initiator renews, else both ends would at once.
-    let Some(agreed) = slot.agreed.filter(|agreed| agreed.is_initiator) else {
-        return false;
-    };
-    let has_sent = traffic.last_data_tx_ms.load(Ordering::Relaxed) > agreed.at_ms;
-    let has_received = traffic.last_data_rx_ms.load(Ordering::Relaxed) > agreed.at_ms;
-    (has_sent && is_past(now_ms, agreed.at_ms, REKEY_AFTER))
-        || (has_received && is_past(now_ms, agreed.at_ms, REKEY_AFTER_RECEIVING))
-}
-
-fn is_past(now_ms: u64, since_ms: u64, span: Duration) -> bool {
-    u128::from(now_ms.saturating_sub(since_ms)) >= span.as_millis()
 }

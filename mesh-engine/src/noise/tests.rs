@@ -1,1 +1,136 @@
-//! Tests.
+//! Guards around boringtun, and the index table.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_proto::id::NodeId;
+
+use super::index::Indices;
+use super::*;
+use crate::filter::Rules;
+use crate::peer::{self, PeerHandle};
+use crate::plane::Shared;
+use crate::seed::Seed;
+
+const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+fn pair() -> [Box<dyn Session>; 2] {
+    let [a, b] = [1, 2].map(|n| NodePrivateKey::from_bytes([n; 32]));
+    let mut sessions = [
+        NoiseSession::boxed(&Identity::new(&a), &b.public(), 7),
+        NoiseSession::boxed(&Identity::new(&b), &a.public(), 9),
+    ];
+    let [first, second] = &mut sessions;
+    let (mut there, mut back) = ([0; 148], [0; 148]);
+    let len = first.initiate(&mut there).unwrap();
+    let Read::Reply(len) = second.open(FROM, &there[..len], &mut back) else {
+        panic!("an initiation is answered");
+    };
+    let Read::Reply(len) = first.open(FROM, &back[..len], &mut there) else {
+        panic!("a response is confirmed");
+    };
+    assert_eq!(second.open(FROM, &there[..len], &mut back), Read::Keepalive);
+    sessions
+}
+
+fn ip_packet(len: usize) -> Vec<u8> {
+    let mut packet = vec![3; len];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
+    packet
+}
+
+#[test]
+fn packets_are_padded_to_16_and_come_out_as_they_went_in() {
+    let [mut first, mut second] = pair();
+    let (mut sealed, mut opened) = ([0; 3000], [0; 3000]);
+    for len in (20..200).chain([1279, 1280, 1281, 2000]) {
+        let packet = ip_packet(len);
+        let sealed_len = first.seal(&packet, &mut sealed).unwrap();
+        let padded_len = if len <= 1280 {
+            len.next_multiple_of(16)
+        } else {
+            len
+        };
+        assert_eq!(sealed_len, padded_len + DATA_OVERHEAD);
+        assert!(sealed_len <= len + crate::SEAL_OVERHEAD);
+        let read = second.open(FROM, &sealed[..sealed_len], &mut opened);
+        assert_eq!(read, Read::Packet(len));
+        assert_eq!(opened[..len], packet);
+        let replayed = second.open(FROM, &sealed[..sealed_len], &mut opened);
+        assert_eq!(replayed, Read::Refused(DropReason::NotAuthentic));
+    }
+}
+
+#[test]
+fn short_buffers_are_refused() {
+    let [mut first, mut second] = pair();
+    let mut sealed = [0; 300];
+    for out_len in 0..148 {
+        let mut out = vec![0; out_len];
+        assert_eq!(
+            first.seal(&ip_packet(20), &mut out),
+            Err(DropReason::BufferTooSmall)
+        );
+        assert_eq!(first.initiate(&mut out), None);
+        assert_eq!(first.tick(&mut out), Tick::Nothing);
+    }
+    let len = first.seal(&ip_packet(160), &mut sealed).unwrap();
+    for out_len in 0..len {
+        let mut out = vec![0; out_len];
+        let read = second.open(FROM, &sealed[..len], &mut out);
+        assert_eq!(read, Read::Refused(DropReason::BufferTooSmall));
+    }
+}
+
+#[test]
+fn only_who_knows_the_key_is_listened_to() {
+    let [a, b, c] = [1, 2, 3].map(|n| Identity::new(&NodePrivateKey::from_bytes([n; 32])));
+    let to_b = NodePrivateKey::from_bytes([2; 32]).public();
+    let mut initiation = [0; 148];
+    NoiseSession::boxed(&a, &to_b, 1).initiate(&mut initiation);
+    assert!(b.is_meant(&initiation) && !c.is_meant(&initiation));
+    let a_key = NodePrivateKey::from_bytes([1; 32]).public();
+    assert_eq!(b.initiator(&initiation), Some(a_key));
+    assert_eq!(c.initiator(&initiation), None);
+    initiation[50] ^= 1;
+    assert!(!b.is_meant(&initiation));
+    assert_eq!(b.initiator(&initiation[..147]), None);
+}
+
+#[test]
+fn indices_never_clash_and_lead_to_their_peer() {
+    let indices = Indices::new();
+    let mut seed = Seed::new([5; 32]);
+    let shared = Arc::new(Shared::new(Instant::now()));
+    let peers: Vec<PeerHandle> = (0..50)
+        .map(|n| {
+            let identity = peer::Identity {
+                node: NodeId::from_bytes([n; 10]),
+                node_key: NodeKey::from_bytes([n; 32]),
+                ipv4: [10, 0, 0, n].into(),
+                ipv6: std::net::Ipv6Addr::from(u128::from(n)),
+            };
+            PeerHandle::new(Arc::clone(&shared), identity, Arc::new(Rules::default()))
+        })
+        .collect();
+    let mut taken = BTreeSet::new();
+    for n in 0..20_000 {
+        let peer = &peers[n % 50];
+        let index = indices.allocate(&mut seed, n, peer).unwrap();
+        assert!(index < 1 << 24 && taken.insert(index));
+        for session in [0, 255] {
+            assert_eq!(indices.peer(index << 8 | session).as_ref(), Some(peer));
+        }
+    }
+    let spread = taken.iter().filter(|index| **index >= 1 << 23).count();
+    assert!((9_500..10_500).contains(&spread), "{spread}");
+    assert_eq!(
+        indices.allocate(&mut seed, crate::config::N_INDICES_MAX, &peers[0]),
+        None
+    );
+    let gone = taken.pop_first().unwrap();
+    indices.release(gone);
+    assert_eq!(indices.peer(gone << 8), None);
+}

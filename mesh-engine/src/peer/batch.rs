@@ -1,0 +1,187 @@
+//! A peer's session, locked for a batch of packets.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+
+use crate::config::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, TICK};
+use crate::event::{DropReason, Opened, PlaneEvent, Sealed};
+use crate::noise::{Kind, Read};
+use crate::path::canonical;
+use crate::peer::{Agreed, PeerHandle, Slot};
+
+/// A locked session, for sealing. Keep it for a batch and no longer.
+pub struct Sealer<'a> {
+    peer: &'a PeerHandle,
+    slot: MutexGuard<'a, Slot>,
+    is_ready: bool,
+    now_ms: u64,
+    event: Option<PlaneEvent>,
+}
+
+impl<'a> Sealer<'a> {
+    pub(crate) fn new(peer: &'a PeerHandle) -> Self {
+        let slot = peer.slot();
+        let now_ms = peer.shared().now_ms();
+        let is_ready = slot.is_ready(now_ms) && !peer.is_gone();
+        Self {
+            peer,
+            slot,
+            is_ready,
+            now_ms,
+            event: None,
+        }
+    }
+
+    /// Seals one IP packet into `out`, which needs [`SEAL_OVERHEAD`](crate::SEAL_OVERHEAD) bytes more than the packet
+    /// and [`SEAL_BUFFER_MIN`](crate::SEAL_BUFFER_MIN) at least.
+    pub fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Sealed {
+        match self.try_seal(packet, out) {
+            Ok(sealed) => sealed,
+            Err(reason) => {
+                self.peer.shared().count_drop(reason);
+                Sealed::Dropped(reason)
+            }
+        }
+    }
+
+    fn try_seal(&mut self, packet: &[u8], out: &mut [u8]) -> Result<Sealed, DropReason> {
+        let shared = self.peer.shared();
+        if self.peer.is_gone() {
+            return Err(DropReason::PeerGone);
+        }
+        if !self.is_ready {
+            self.want_session();
+            return if self.slot.push(shared, packet) {
+                Ok(Sealed::Queued)
+            } else {
+                Err(DropReason::QueueFull)
+            };
+        }
+        let Slot {
+            session: Some(session),
+            agreed: Some(agreed),
+            ..
+        } = &mut *self.slot
+        else {
+            return Err(DropReason::PeerGone);
+        };
+        let len = session.seal(packet, out)?;
+        agreed.n_sealed += 1;
+        if agreed.n_sealed >= REJECT_AFTER_MESSAGES {
+            self.is_ready = false;
+        }
+        if agreed.n_sealed >= REKEY_AFTER_MESSAGES {
+            self.want_session();
+        }
+        self.peer.traffic().note_sent(self.now_ms, packet.len());
+        Ok(Sealed::Datagram(len))
+    }
+
+    fn want_session(&mut self) {
+        let wanted_ms = &self.peer.traffic().wanted_ms;
+        // Told anew now and then: the event may get lost.
+        let since_ms = self
+            .now_ms
+            .saturating_sub(wanted_ms.load(Ordering::Relaxed));
+        if u128::from(since_ms) >= TICK.as_millis() || !self.slot.has_queued() {
+            wanted_ms.store(self.now_ms, Ordering::Relaxed);
+            self.event = Some(PlaneEvent::NeedSession(self.peer.clone()));
+        }
+    }
+
+    /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
+    #[must_use]
+    pub fn finish(self) -> Option<PlaneEvent> {
+        self.event
+    }
+}
+
+impl fmt::Debug for Sealer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Sealer").field(self.peer).finish()
+    }
+}
+
+/// A locked session, for opening. Keep it for a batch and no longer.
+pub struct Opener<'a> {
+    peer: &'a PeerHandle,
+    slot: MutexGuard<'a, Slot>,
+    now_ms: u64,
+    event: Option<PlaneEvent>,
+}
+
+impl<'a> Opener<'a> {
+    pub(crate) fn new(peer: &'a PeerHandle) -> Self {
+        Self {
+            peer,
+            slot: peer.slot(),
+            now_ms: peer.shared().now_ms(),
+            event: None,
+        }
+    }
+
+    /// Opens one datagram into `out`, which must be as long as the datagram.
+    pub fn open(&mut self, from: SocketAddr, datagram: &[u8], out: &mut [u8]) -> Opened {
+        match self.try_open(from, datagram, out) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                self.peer.shared().count_drop(reason);
+                Opened::Dropped(reason)
+            }
+        }
+    }
+
+    fn try_open(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<Opened, DropReason> {
+        let Some(Kind::Data(receiver)) = Kind::of(datagram) else {
+            return Err(DropReason::NotOurs);
+        };
+        if self.peer.is_gone() {
+            return Err(DropReason::PeerGone);
+        }
+        let session = self
+            .slot
+            .session
+            .as_mut()
+            .ok_or(DropReason::UnknownSession)?;
+        let from = canonical(from);
+        let opened = match session.open(from.ip(), datagram, out) {
+            Read::Packet(len) => Opened::Packet(len),
+            Read::Keepalive => Opened::Keepalive,
+            Read::Refused(reason) => return Err(reason),
+            Read::Reply(_) | Read::Cookie => return Err(DropReason::NotAuthentic),
+        };
+        let len = match opened {
+            Opened::Packet(len) => len,
+            Opened::Keepalive | Opened::Dropped(_) => 0,
+        };
+        self.peer.traffic().note_received(self.now_ms, len);
+        if self.peer.heard_from(from, self.now_ms) && self.event.is_none() {
+            self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
+        }
+        if self.slot.unconfirmed == Some(receiver) {
+            self.slot.unconfirmed = None;
+            self.slot.agreed = Some(Agreed::new(self.now_ms, false));
+            self.event = Some(PlaneEvent::SessionReady(self.peer.clone()));
+        }
+        Ok(opened)
+    }
+
+    /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
+    #[must_use]
+    pub fn finish(self) -> Option<PlaneEvent> {
+        self.event
+    }
+}
+
+impl fmt::Debug for Opener<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Opener").field(self.peer).finish()
+    }
+}
