@@ -19,7 +19,7 @@ use mesh_proto::id::{NetworkId, NodeId, UserId, service_ipv4};
 use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
-use meshd::dataplane::{Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats};
+use meshd::dataplane::{DEFAULT_PORT, Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats};
 use tokio::sync::oneshot;
 
 const ROLE: &str = "PROXIMA_TEST_ROLE";
@@ -270,6 +270,7 @@ fn round_trip(addr: SocketAddr, len: usize) -> IpAddr {
     reader
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
+    let from = reader.peer_addr().unwrap().ip();
     let mut writer = reader.try_clone().unwrap();
     let sent: Vec<u8> = (0..len).map(|i| ((i * 7) >> 4) as u8).collect();
     let mut received = Vec::with_capacity(len);
@@ -285,7 +286,7 @@ fn round_trip(addr: SocketAddr, len: usize) -> IpAddr {
         "{} of {len} bytes, or changed ones",
         received.len()
     );
-    reader.peer_addr().unwrap().ip()
+    from
 }
 
 fn wait_for_parent() {
@@ -383,12 +384,56 @@ fn be_guest() {
     assert_eq!((stats.tun_errors, stats.inputs_lost), (0, 0));
 }
 
+/// A node whose interface somebody deletes: the daemon's loop must hear of it.
+fn be_orphan() {
+    let now = Instant::now();
+    let config = EngineConfig {
+        node_key: node_key(3),
+        node_id: id(3),
+        seed: [3; 32],
+    };
+    let engine = Engine::new(now, config);
+    let mut dataplane = Dataplane::start(DataplaneConfig {
+        interface: "orphan0".to_owned(),
+        mtu: 1280,
+        listen_port: 0,
+        n_workers: 2,
+        plane: engine.plane(),
+    })
+    .unwrap();
+    assert_eq!(dataplane.local_port(), DEFAULT_PORT);
+    let second = Dataplane::start(DataplaneConfig {
+        interface: "orphan1".to_owned(),
+        mtu: 1280,
+        listen_port: 0,
+        n_workers: 1,
+        plane: engine.plane(),
+    })
+    .unwrap();
+    assert_ne!(
+        second.local_port(),
+        DEFAULT_PORT,
+        "a shared port was stolen"
+    );
+    second.shutdown();
+    ip("link del orphan0");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let polled = runtime
+        .block_on(async { tokio::time::timeout(Duration::from_secs(5), dataplane.poll()).await });
+    let err = polled.expect("nobody noticed").unwrap_err();
+    assert!(err.to_string().contains("mesh-out-"), "{err}");
+}
+
 #[test]
 #[ignore = "a process that the other test starts in a namespace"]
 fn node_process() {
     match std::env::var(ROLE).as_deref() {
         Ok("host") => be_host(),
         Ok("guest") => be_guest(),
+        Ok("orphan") => be_orphan(),
         _ => panic!("run the other test"),
     }
 }
@@ -399,9 +444,9 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Option<Self> {
+    fn new(name: &str) -> Option<Self> {
         let pid = std::process::id();
-        let names = [format!("pxdp-a-{pid}"), format!("pxdp-b-{pid}")];
+        let names = ["a", "b"].map(|end| format!("px-{name}-{end}-{pid}"));
         let made = Command::new("ip")
             .args(["netns", "add", &names[0]])
             .stderr(Stdio::null())
@@ -453,7 +498,7 @@ impl Drop for Lab {
 
 #[test]
 fn two_nodes_exchange_tcp_udp_and_reach_doors_and_services() {
-    let Some(lab) = Lab::new() else {
+    let Some(lab) = Lab::new("two") else {
         return;
     };
     let mut host = lab.spawn(1, "host");
@@ -474,4 +519,17 @@ fn two_nodes_exchange_tcp_udp_and_reach_doors_and_services() {
         String::from_utf8_lossy(&guest.stdout)
     );
     assert!(host.success(), "the host failed");
+}
+
+#[test]
+fn a_lost_interface_ends_the_data_plane_with_an_error() {
+    let Some(lab) = Lab::new("lost") else {
+        return;
+    };
+    let orphan = lab.spawn(0, "orphan").wait_with_output().unwrap();
+    assert!(
+        orphan.status.success(),
+        "{}",
+        String::from_utf8_lossy(&orphan.stdout)
+    );
 }
