@@ -19,10 +19,12 @@ use mesh_proto::id::{NetworkId, NodeId, UserId, service_ipv4};
 use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
-use meshd::dataplane::{Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats};
+use meshd::dataplane::{DEFAULT_PORT, Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats};
 use tokio::sync::oneshot;
 
 const ROLE: &str = "PROXIMA_TEST_ROLE";
+/// Which IP version the nodes find each other by: 4 or 6.
+const UNDERLAY: &str = "PROXIMA_TEST_UNDERLAY";
 const NETWORK: NetworkId = NetworkId::from_bytes([0xab; 16]);
 const TCP_ECHO: u16 = 5000;
 const UDP_ECHO: u16 = 5001;
@@ -69,8 +71,17 @@ fn services() -> [IpAddr; 2] {
     ]
 }
 
+fn underlays(n: u8) -> [IpAddr; 2] {
+    [
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into())),
+    ]
+}
+
+/// The one that the test is about.
 fn underlay(n: u8, port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::new(192, 0, 2, n), port))
+    let is_v6 = std::env::var(UNDERLAY).is_ok_and(|version| version == "6");
+    SocketAddr::new(underlays(n)[usize::from(is_v6)], port)
 }
 
 fn peer(n: u8) -> PeerEntry {
@@ -270,6 +281,7 @@ fn round_trip(addr: SocketAddr, len: usize) -> IpAddr {
     reader
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
+    let from = reader.peer_addr().unwrap().ip();
     let mut writer = reader.try_clone().unwrap();
     let sent: Vec<u8> = (0..len).map(|i| ((i * 7) >> 4) as u8).collect();
     let mut received = Vec::with_capacity(len);
@@ -285,7 +297,7 @@ fn round_trip(addr: SocketAddr, len: usize) -> IpAddr {
         "{} of {len} bytes, or changed ones",
         received.len()
     );
-    reader.peer_addr().unwrap().ip()
+    from
 }
 
 fn wait_for_parent() {
@@ -383,12 +395,56 @@ fn be_guest() {
     assert_eq!((stats.tun_errors, stats.inputs_lost), (0, 0));
 }
 
+/// A node whose interface somebody deletes: the daemon's loop must hear of it.
+fn be_orphan() {
+    let now = Instant::now();
+    let config = EngineConfig {
+        node_key: node_key(3),
+        node_id: id(3),
+        seed: [3; 32],
+    };
+    let engine = Engine::new(now, config);
+    let mut dataplane = Dataplane::start(DataplaneConfig {
+        interface: "orphan0".to_owned(),
+        mtu: 1280,
+        listen_port: 0,
+        n_workers: 2,
+        plane: engine.plane(),
+    })
+    .unwrap();
+    assert_eq!(dataplane.local_port(), DEFAULT_PORT);
+    let second = Dataplane::start(DataplaneConfig {
+        interface: "orphan1".to_owned(),
+        mtu: 1280,
+        listen_port: 0,
+        n_workers: 1,
+        plane: engine.plane(),
+    })
+    .unwrap();
+    assert_ne!(
+        second.local_port(),
+        DEFAULT_PORT,
+        "a shared port was stolen"
+    );
+    second.shutdown();
+    ip("link del orphan0");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let polled = runtime
+        .block_on(async { tokio::time::timeout(Duration::from_secs(5), dataplane.poll()).await });
+    let err = polled.expect("nobody noticed").unwrap_err();
+    assert!(err.to_string().contains("mesh-out-"), "{err}");
+}
+
 #[test]
 #[ignore = "a process that the other test starts in a namespace"]
 fn node_process() {
     match std::env::var(ROLE).as_deref() {
         Ok("host") => be_host(),
         Ok("guest") => be_guest(),
+        Ok("orphan") => be_orphan(),
         _ => panic!("run the other test"),
     }
 }
@@ -399,9 +455,9 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Option<Self> {
+    fn new(name: &str, mtu: u16) -> Option<Self> {
         let pid = std::process::id();
-        let names = [format!("pxdp-a-{pid}"), format!("pxdp-b-{pid}")];
+        let names = ["a", "b"].map(|end| format!("px-{name}-{end}-{pid}"));
         let made = Command::new("ip")
             .args(["netns", "add", &names[0]])
             .stderr(Stdio::null())
@@ -419,20 +475,22 @@ impl Lab {
             "link add name cable netns {a} type veth peer name cable netns {b}"
         ));
         for (n, name) in [(1, a), (2, b)] {
-            let addr = underlay(n, 0).ip();
-            ip(&format!("-n {name} addr add {addr}/24 dev cable"));
-            ip(&format!("-n {name} link set cable up"));
+            let [v4, v6] = underlays(n);
+            ip(&format!("-n {name} link set cable mtu {mtu} up"));
+            ip(&format!("-n {name} addr add {v4}/24 dev cable"));
+            ip(&format!("-n {name} addr add {v6}/64 dev cable nodad"));
             ip(&format!("-n {name} link set lo up"));
         }
         Some(lab)
     }
 
-    fn spawn(&self, idx: usize, role: &str) -> Child {
+    fn spawn(&self, idx: usize, role: &str, underlay: &str) -> Child {
         Command::new("ip")
             .args(["netns", "exec", &self.names[idx]])
             .arg(std::env::current_exe().unwrap())
             .args(["node_process", "--exact", "--ignored", "--nocapture"])
             .env(ROLE, role)
+            .env(UNDERLAY, underlay)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -453,17 +511,27 @@ impl Drop for Lab {
 
 #[test]
 fn two_nodes_exchange_tcp_udp_and_reach_doors_and_services() {
-    let Some(lab) = Lab::new() else {
+    exchange("two", "4", 1500);
+}
+
+#[test]
+fn two_nodes_get_by_on_an_ipv6_underlay_of_the_least_mtu() {
+    // Datagrams are longer than that: segmentation is refused, each is fragmented.
+    exchange("least", "6", 1280);
+}
+
+fn exchange(name: &str, underlay: &str, mtu: u16) {
+    let Some(lab) = Lab::new(name, mtu) else {
         return;
     };
-    let mut host = lab.spawn(1, "host");
+    let mut host = lab.spawn(1, "host", underlay);
     let mut text = String::new();
     let mut stdout = host.stdout.take().unwrap();
     let mut byte = [0];
     while !text.contains("ready") && stdout.read(&mut byte).unwrap() == 1 {
         text.push(char::from(byte[0]));
     }
-    let guest = lab.spawn(0, "guest").wait_with_output().unwrap();
+    let guest = lab.spawn(0, "guest", underlay).wait_with_output().unwrap();
     drop(host.stdin.take());
     let rest = std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
     let host = host.wait().unwrap();
@@ -474,4 +542,17 @@ fn two_nodes_exchange_tcp_udp_and_reach_doors_and_services() {
         String::from_utf8_lossy(&guest.stdout)
     );
     assert!(host.success(), "the host failed");
+}
+
+#[test]
+fn a_lost_interface_ends_the_data_plane_with_an_error() {
+    let Some(lab) = Lab::new("lost", 1500) else {
+        return;
+    };
+    let orphan = lab.spawn(0, "orphan", "4").wait_with_output().unwrap();
+    assert!(
+        orphan.status.success(),
+        "{}",
+        String::from_utf8_lossy(&orphan.stdout)
+    );
 }
