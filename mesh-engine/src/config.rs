@@ -123,6 +123,3 @@ pub(crate) const OTHER_FLOW_S: u32 = 30;
 
 /// How often old flows are swept out.
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(3600);
-
-/// Datagrams of unknown sessions are looked at this often at most: each look goes over all peers.
-pub(crate) const STRAY_EVERY: Duration = Duration::from_millis(50);

@@ -55,8 +55,6 @@ pub struct Engine {
     pings: BTreeMap<PingToken, (NodeId, Instant)>,
     timers: Timers,
     reset_at: Instant,
-    /// When a stray datagram was looked at last.
-    stray_at: Option<Instant>,
     sweep_at: Instant,
     out: Out,
 }
@@ -110,7 +108,6 @@ impl Engine {
             pings: BTreeMap::new(),
             timers: Timers::default(),
             reset_at: now,
-            stray_at: None,
             sweep_at: now + SWEEP_EVERY,
             out: Out::default(),
         }
@@ -159,11 +156,7 @@ impl Engine {
             Some(Kind::Initiation) => self.on_initiation(now, from, datagram),
             Some(Kind::Response(receiver)) => self.on_response(now, from, datagram, receiver),
             Some(Kind::CookieReply(receiver)) => self.on_cookie(now, from, datagram, receiver),
-<<<<<<< HEAD
-            Some(Kind::Data(_)) => self.on_stray(now, from),
-=======
             Some(Kind::Data(_)) => self.on_unknown_session(now, from),
->>>>>>> engine
             None => {
                 if let Some(seen) = self.stun.handle_udp(now, from, datagram) {
                     tracing::debug!(endpoint = %seen, "reflexive address");

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -68,8 +68,6 @@ pub(crate) struct Shared {
     queued_bytes: AtomicUsize,
     drops: [AtomicU64; DropReason::ALL.len()],
     surroundings: ArcSwap<Surroundings>,
-    /// A datagram of an unknown session is on its way to the engine; no second one follows until it was seen.
-    has_stray: AtomicBool,
 }
 
 impl Shared {
@@ -82,13 +80,7 @@ impl Shared {
             queued_bytes: AtomicUsize::new(0),
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
             surroundings: ArcSwap::default(),
-            has_stray: AtomicBool::new(false),
         }
-    }
-
-    /// Lets the next datagram of an unknown session through to the engine.
-    pub(crate) fn clear_stray(&self) {
-        self.has_stray.store(false, Ordering::Relaxed);
     }
 
     /// Milliseconds since the start, from 1 on.
@@ -207,14 +199,7 @@ impl Plane {
         let reason = match Kind::of(datagram) {
             Some(Kind::Data(receiver)) => match self.indices.peer(receiver) {
                 Some(peer) => return Inbound::Data(peer),
-<<<<<<< HEAD
-                None if !self.shared.has_stray.swap(true, Ordering::Relaxed) => {
-                    // The sender may not know that this node has started anew: the engine looks who it is.
-                    return Inbound::Control;
-                }
-=======
                 None if self.shared.may_show_unknown() => return Inbound::Control,
->>>>>>> engine
                 None => DropReason::UnknownSession,
             },
             Some(Kind::Initiation | Kind::Response(_) | Kind::CookieReply(_)) => {

@@ -55,27 +55,15 @@ pub fn install() {
         describe_counter!(OVERLAY_BYTES, "Bytes of overlay packets");
         describe_counter!(OVERLAY_PACKETS, "Overlay packets");
         describe_counter!(DROPS, "Packets and datagrams that went no further");
-        describe_counter!(
-            DOOR_REQUESTS,
-            "Requests that the door passed to a backend"
-        );
-        describe_counter!(
-            DOOR_PROMPT_TOKENS,
-            "Prompt tokens that backends counted"
-        );
-        describe_counter!(
-            DOOR_OUTPUT_TOKENS,
-            "Output tokens that backends counted"
-        );
+        describe_counter!(DOOR_REQUESTS, "Requests that the door passed to a backend");
+        describe_counter!(DOOR_PROMPT_TOKENS, "Prompt tokens that backends counted");
+        describe_counter!(DOOR_OUTPUT_TOKENS, "Output tokens that backends counted");
         describe_counter!(DOOR_REFUSED, "Requests that the door refused");
         describe_counter!(
             GUEST_REQUESTS,
             "Requests of this machine to the mesh's models"
         );
-        describe_histogram!(
-            DOOR_DURATION,
-            "Duration of requests at the door, seconds"
-        );
+        describe_histogram!(DOOR_DURATION, "Duration of requests at the door, seconds");
         Some(handle)
     });
 }

@@ -6,13 +6,6 @@ use std::time::Instant;
 use mesh_proto::id::NodeId;
 
 use super::Engine;
-<<<<<<< HEAD
-use crate::config::{
-    KEEPALIVE_AFTER, REKEY_AFTER, REKEY_AFTER_RECEIVING, SILENT_AFTER, STRAY_EVERY, SWEEP_EVERY,
-    UNCONFIRMED_FOR,
-};
-=======
->>>>>>> engine
 use crate::event::{Event, Sealed};
 use crate::noise::{HANDSHAKE_LEN_MAX, Read};
 use crate::path::canonical;
@@ -132,29 +125,6 @@ impl Engine {
         self.peers.set_live(id, None);
         self.peers.set_told_endpoint(id, None);
         self.peers.change(id, |state| state.on_lost()) == Some(true)
-    }
-
-    /// A datagram of a session that does not exist. When it comes from where a peer is, the peer holds a session that
-    /// this node lost, most likely by a restart: a handshake tells it at once, where silence would cost it
-    /// [`SILENT_AFTER`]. Forged ones cause one initiation a peer while no session stands, and no more than the
-    /// handshake's own pace.
-    pub(super) fn on_stray(&mut self, now: Instant, from: SocketAddr) {
-        self.plane.shared.clear_stray();
-        let is_soon = self
-            .stray_at
-            .is_some_and(|at| now.saturating_duration_since(at) < STRAY_EVERY);
-        if is_soon {
-            return;
-        }
-        self.stray_at = Some(now);
-        let sender = self.peers.ids().into_iter().find(|id| {
-            self.peers.get(id).is_some_and(|control| {
-                control.handle.endpoint() == Some(from) || control.endpoints.contains(&from)
-            })
-        });
-        if let Some(id) = sender {
-            self.want_session(now, &id);
-        }
     }
 
     /// A peer begins a handshake.
