@@ -258,12 +258,12 @@ async fn send(
             Err(refusal) => !is_worth_another(refusal.status),
         };
         if is_final {
-            metrics::counter!("outcome" => "answered").increment(1);
+            metrics::counter!(crate::metrics::GUEST_REQUESTS, "outcome" => "answered").increment(1);
             return tried;
         }
         last = Some(tried);
     }
-    metrics::counter!("outcome" => "failed").increment(1);
+    metrics::counter!(crate::metrics::GUEST_REQUESTS, "outcome" => "failed").increment(1);
     last.unwrap_or_else(|| Err(nobody()))
 }
 
