@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_address_survives(ip: std::net::IpAddr, port: u16, id: [u8; 12]) {
+        fn any_address_survives(ip: IpAddr, port: u16, id: [u8; 12]) {
             let seen = SocketAddr::new(ip, port);
             prop_assert_eq!(parse_success(&binding_success(&id, seen)), Some((id, seen)));
         }
