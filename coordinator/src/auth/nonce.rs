@@ -179,7 +179,7 @@ mod tests {
             n_used_max: 2,
             ..Nonces::new(now).unwrap()
         };
-        let mut spend = || nonces.spend(&nonces.issue(now).unwrap(), now);
+        let spend = || nonces.spend(&nonces.issue(now).unwrap(), now);
         assert_eq!(
             (spend(), spend(), spend()),
             (Ok(()), Ok(()), Err(NonceError::TooMany))
