@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::net::Host;
 use crate::process::{ensure_success, stderr, stdout};
+use crate::tool;
 
 /// An HTTP request, sent by `curl`.
 #[derive(Debug, Clone)]
@@ -241,16 +242,16 @@ pub fn ping(host: &Host, target: impl Into<IpAddr>) -> Result<()> {
 /// # Errors
 /// When the question cannot be asked.
 pub fn can_connect(host: &Host, target: IpAddr, port: u16) -> Result<bool> {
-    let target = match target {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
-    let url = format!("telnet://{target}:{port}");
-    let output = host.run("curl", &["-sS", "-m", "2", "--connect-timeout", "1", &url])?;
-    // 7: could not connect. 28: no end of the conversation, or no connection within the time.
-    let text = stderr(&output);
-    Ok(output.status.code() == Some(0)
-        || (output.status.code() == Some(28) && !text.contains("onnection timed out")))
+    let script = "import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1).close()
+    print('open')
+except OSError as err:
+    print(err)";
+    let (target, port) = (target.to_string(), port.to_string());
+    let output = host.run(tool::python()?, &["-c", script, &target, &port])?;
+    ensure_success("connect", &output)?;
+    Ok(stdout(&output).trim() == "open")
 }
 
 /// The words of a counting model's reply, each checked to follow the one before.

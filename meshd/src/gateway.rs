@@ -78,12 +78,22 @@ pub struct Gateway {
     core: Arc<Core>,
     door: Vec<TcpListener>,
     guest: Vec<TcpListener>,
-    door_port: u16,
-    guest_port: u16,
+    door_ports: HiddenPorts,
+    guest_ports: HiddenPorts,
+}
+
+/// Where one side listens. Each well-known port has a listener of its own: from its port alone, the data plane must know which
+/// of them an answer stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HiddenPorts {
+    /// Behind port 11434.
+    pub model: u16,
+    /// Behind port 80.
+    pub web: u16,
 }
 
 impl Gateway {
-    /// Opens the listeners, each side at one port number for both protocols.
+    /// Opens the listeners, each at one port number for both protocols.
     ///
     /// # Errors
     /// When the addresses cannot be bound.
@@ -91,8 +101,8 @@ impl Gateway {
         let mut addrs = vec![IpAddr::V4(config.ipv4)];
         addrs.extend(config.ipv6.map(IpAddr::V6));
         let device = config.device.as_deref();
-        let (door, door_port) = server::listen(&addrs, device)?;
-        let (guest, guest_port) = server::listen(&addrs, device)?;
+        let (door, door_ports) = listen_twice(&addrs, device)?;
+        let (guest, guest_ports) = listen_twice(&addrs, device)?;
         let n_slots = config.share.borrow().config.n_slots;
         let core = Core {
             view: config.view,
@@ -108,21 +118,21 @@ impl Gateway {
             core: Arc::new(core),
             door,
             guest,
-            door_port,
-            guest_port,
+            door_ports,
+            guest_ports,
         })
     }
 
-    /// The hidden port of the door, to which peers' packets to ports 11434 and 80 are led.
+    /// The hidden ports of the door, to which peers' packets are led.
     #[must_use]
-    pub fn door_port(&self) -> u16 {
-        self.door_port
+    pub fn door_ports(&self) -> HiddenPorts {
+        self.door_ports
     }
 
-    /// The hidden port of the guest gateway, to which this machine's packets to the service addresses are led.
+    /// The hidden ports of the guest gateway, to which this machine's packets to the service addresses are led.
     #[must_use]
-    pub fn guest_port(&self) -> u16 {
-        self.guest_port
+    pub fn guest_ports(&self) -> HiddenPorts {
+        self.guest_ports
     }
 
     /// Requests in work and requests waiting at the door.
@@ -160,6 +170,16 @@ impl Gateway {
             .map(|listener| server::serve(listener, side, Arc::clone(&self.core)));
         futures_util::future::join_all(loops).await;
     }
+}
+
+fn listen_twice(
+    addrs: &[IpAddr],
+    device: Option<&str>,
+) -> io::Result<(Vec<TcpListener>, HiddenPorts)> {
+    let (mut listeners, model) = server::listen(addrs, device)?;
+    let (more, web) = server::listen(addrs, device)?;
+    listeners.extend(more);
+    Ok((listeners, HiddenPorts { model, web }))
 }
 
 /// A view and an inventory, and the catalogue made of the two.

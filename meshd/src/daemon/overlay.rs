@@ -375,12 +375,12 @@ fn service_ports(dns: &DnsServer, gateway: &Gateway) -> ServicePorts {
                 hidden: dns.port(),
             },
             tcp(DNS_PORT, dns.port()),
-            tcp(MODEL_PORT, gateway.guest_port()),
-            tcp(WEB_PORT, gateway.guest_port()),
+            tcp(MODEL_PORT, gateway.guest_ports().model),
+            tcp(WEB_PORT, gateway.guest_ports().web),
         ],
         door: vec![
-            tcp(MODEL_PORT, gateway.door_port()),
-            tcp(WEB_PORT, gateway.door_port()),
+            tcp(MODEL_PORT, gateway.door_ports().model),
+            tcp(WEB_PORT, gateway.door_ports().web),
         ],
     }
 }

@@ -192,11 +192,11 @@ impl Node {
     }
 
     pub(super) async fn door(&self, from: u8, request: &str) -> Client {
-        Client::send(from, self.gateway.door_port(), request).await
+        Client::send(from, self.gateway.door_ports().model, request).await
     }
 
     pub(super) async fn guest(&self, request: &str) -> Client {
-        Client::send(1, self.gateway.guest_port(), request).await
+        Client::send(1, self.gateway.guest_ports().model, request).await
     }
 }
 

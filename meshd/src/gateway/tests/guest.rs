@@ -52,7 +52,7 @@ async fn lists_merge_all_hosts() {
     assert!(version.json()["version"].is_string());
     assert!(version.head.contains("x-proxima-door"));
     // The same text to a peer is refused: this is no door.
-    let stranger = Client::send(4, node.gateway.guest_port(), &get("/api/tags")).await;
+    let stranger = Client::send(4, node.gateway.guest_ports().model, &get("/api/tags")).await;
     assert_eq!(stranger.reply().await.status, 403);
 }
 
