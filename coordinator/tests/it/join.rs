@@ -274,3 +274,34 @@ async fn joins_outlive_a_restart_and_addresses_are_not_given_again() {
     assert_ne!(second["ipv4"], before["ipv4"]);
     assert_eq!(first.id(), node.id());
 }
+
+#[tokio::test]
+async fn a_store_that_cannot_write_refuses_joins_and_heals() {
+    use sqlx::{ConnectOptions as _, Connection as _};
+
+    let mesh = Mesh::start().await;
+    let key = mesh.first_key();
+    let database = mesh.dir.path().join("state/coordinator.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(database);
+    let mut intruder = options.connect().await.unwrap();
+    let lock = intruder.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let node = mesh.machine(1);
+    let refused = node.register(Some(&key)).await;
+    assert_eq!(
+        refused,
+        Err((
+            StatusCode::SERVICE_UNAVAILABLE,
+            code::UNAVAILABLE.to_owned()
+        ))
+    );
+    assert_eq!(
+        mesh.operator().ask(Method::GET, "/healthz", None).await.0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    lock.rollback().await.unwrap();
+    node.register(Some(&key)).await.unwrap();
+    assert_eq!(
+        mesh.operator().ask(Method::GET, "/healthz", None).await.0,
+        StatusCode::OK
+    );
+}

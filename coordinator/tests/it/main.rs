@@ -6,6 +6,7 @@
 
 mod api;
 mod client;
+mod command;
 mod config;
 mod join;
 mod map;

@@ -64,7 +64,7 @@ fn applying_a_diff_gives_the_newer_map() {
     newer.peers.get_mut(&peer(3).0).unwrap().is_online = false;
     let delta = old.diff(&newer);
     assert_eq!((delta.peers.len(), delta.removed.len()), (2, 1));
-    let mut applied = old.clone();
+    let mut applied = old;
     applied.apply(delta);
     assert_eq!(applied, newer);
     assert!(newer.diff(&newer).is_empty());

@@ -11,6 +11,7 @@ use mesh_proto::local::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Answer, Command};
+use super::overlay::NAMES_PENDING;
 use crate::catalog::Catalog;
 use crate::inventory::InventoryStatus;
 use crate::local::{LocalApi, LocalError, WaitFor};
@@ -114,7 +115,7 @@ impl Api {
             let is_wired = status
                 .problems
                 .iter()
-                .all(|problem| problem.code != "dns_unmanaged");
+                .all(|problem| problem.code != NAMES_PENDING);
             if status.state == RunState::Running && is_connected && is_wired {
                 return Ok(());
             }

@@ -30,6 +30,8 @@ use crate::view::{Liveness, View};
 /// How long taking the names out may last before the daemon ends without it; the journal lets the next start do it.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
 const DNS_PORT: u16 = 53;
+/// The problem that lasts until the system's resolver was asked, some milliseconds after the start.
+pub(super) const NAMES_PENDING: &str = "names_pending";
 
 /// What the overlay is made with.
 pub(super) struct Parts<'a> {
@@ -300,6 +302,14 @@ impl Overlay {
         let mut problems: Vec<Problem> = wired.firewall.iter().cloned().collect();
         if wants_names {
             let status = wired.names.as_ref().map(NameWiring::status);
+            if status.is_none() {
+                let message = "the system's resolver is being told of the mesh's names".to_owned();
+                problems.push(Problem {
+                    code: NAMES_PENDING.to_owned(),
+                    message,
+                    fix: None,
+                });
+            }
             if let Some(hint) = status.and_then(|status| status.hint) {
                 problems.push(Problem {
                     code: "dns_unmanaged".to_owned(),
