@@ -135,6 +135,8 @@ impl Client {
             .header("authorization", proof.to_header())
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))?;
+        // The connection may not have noticed yet that the answer before was read to its end.
+        self.sender.ready().await?;
         let answer = self.sender.send_request(request).await?;
         self.keep_nonce(&answer);
         Ok(answer)
