@@ -220,6 +220,13 @@ fn what_is_not_inference_reaches_no_model_server_in_any_spelling() -> Result<()>
             list.body.contains("tiny") && list.body.contains("other"),
             "models were deleted: {list:?}"
         );
+        // A careless server is there to be reached, or all this would prove nothing.
+        raw(&stage.gamma, "127.0.0.1:11434", &requests)?;
+        let n_reached = self::trespasses(&stage.ollama)?.len();
+        ensure!(
+            n_reached > requests.len() / 4,
+            "only {n_reached} requests reach a server without a door"
+        );
         Ok(())
     })
 }
