@@ -118,9 +118,11 @@ impl Shared {
         self.surroundings.store(Arc::new(surroundings));
     }
 
-    fn may_show_unknown(&self) -> bool {
-        let (now_ms, shown_ms) = (self.now_ms(), self.unknown_ms.load(Ordering::Relaxed));
-        u128::from(now_ms.saturating_sub(shown_ms)) >= UNKNOWN_EVERY.as_millis()
+    /// The time is the caller's: the shared clock stands still while the engine has nothing to do, as it has after a start.
+    fn may_show_unknown(&self, now: Instant) -> bool {
+        let (now_ms, shown_ms) = (self.ms_of(now), self.unknown_ms.load(Ordering::Relaxed));
+        let is_first = shown_ms == 0;
+        (is_first || u128::from(now_ms.saturating_sub(shown_ms)) >= UNKNOWN_EVERY.as_millis())
             && self
                 .unknown_ms
                 .compare_exchange(shown_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed)
@@ -195,11 +197,11 @@ impl Plane {
 
     /// Finds where a datagram belongs.
     #[must_use]
-    pub fn inbound(&self, datagram: &[u8]) -> Inbound {
+    pub fn inbound(&self, now: Instant, datagram: &[u8]) -> Inbound {
         let reason = match Kind::of(datagram) {
             Some(Kind::Data(receiver)) => match self.indices.peer(receiver) {
                 Some(peer) => return Inbound::Data(peer),
-                None if self.shared.may_show_unknown() => return Inbound::Control,
+                None if self.shared.may_show_unknown(now) => return Inbound::Control,
                 None => DropReason::UnknownSession,
             },
             Some(Kind::Initiation | Kind::Response(_) | Kind::CookieReply(_)) => {

@@ -133,7 +133,7 @@ proptest! {
             panic!("there is a session");
         };
         datagram.truncate(len);
-        let Inbound::Data(from) = world.nodes[1].plane.inbound(&datagram) else {
+        let Inbound::Data(from) = world.nodes[1].plane.inbound(world.instant(), &datagram) else {
             panic!("the session is known");
         };
         let mut changed = datagram.clone();

@@ -280,7 +280,7 @@ impl World {
         let now = self.instant();
         let node = &mut self.nodes[idx];
         let plane = Arc::clone(&node.plane);
-        match plane.inbound(datagram) {
+        match plane.inbound(now, datagram) {
             Inbound::Data(peer) => {
                 let mut out = vec![0; datagram.len()];
                 let mut opener = peer.open();

@@ -88,7 +88,7 @@ impl Inward {
             let (from, datagram) = datagrams.next()?;
             counters.rx_datagrams.add(1);
             counters.rx_datagram_bytes.add(datagram.len());
-            Some((from, datagram, self.plane.inbound(datagram)))
+            Some((from, datagram, self.plane.inbound(now, datagram)))
         };
         let mut next = classify();
         while let Some((from, datagram, inbound)) = next {
