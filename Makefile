@@ -3,7 +3,8 @@
 #   make build   every program and test, debug          make demo    a mesh of three nodes in a minute (root)
 #   make test    check, unit tests and the lab (root)   make check   fmt, clippy, doc, deny, tidy
 #   make bench   tables of docs/benchmarks.md (root)    make soak    ten minutes beside a stock WireGuard (root)
-#   make deb     Debian packages                        make clean   what the recipes made, .tools included
+#   make deb     Debian packages                        make deb-check   install, start and purge them (root)
+#   make clean   what the recipes made, .tools included
 
 export PATH := $(CURDIR)/.tools/venv/bin:$(CURDIR)/.tools/bin:$(PATH):/usr/sbin:/sbin
 export CARGO_TERM_COLOR ?= never
@@ -13,7 +14,7 @@ export RUST_LIB_BACKTRACE ?= 0
 # One set of flags everywhere: with --all-targets, features are the same for programs and tests, so nothing is built twice.
 ALL := --workspace --all-targets --locked
 
-.PHONY: build test unit lab check fmt clippy doc deny tidy demo bench soak deb tools bench-tools clean
+.PHONY: build test unit lab check fmt clippy doc deny tidy demo bench soak deb deb-check tools bench-tools clean
 
 build:
 	cargo build $(ALL)
@@ -61,9 +62,13 @@ soak: tools build
 
 deb:
 	cargo build --release --locked -p meshd -p meshctl -p coordinator
-	command -v cargo-deb >/dev/null || cargo install --quiet --locked --root .tools cargo-deb
+	packaging/assets.sh target/release packaging/out
+	command -v cargo-deb >/dev/null || cargo install --quiet --locked --root .tools --version '^3' cargo-deb
 	cargo deb --no-build -p meshd
 	cargo deb --no-build -p coordinator
+
+deb-check: deb
+	packaging/check.sh target/debian/*.deb
 
 tools:
 	@e2e/tools.sh

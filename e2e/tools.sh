@@ -18,7 +18,8 @@ say() { printf '%s\n' "tools: $*" >&2; }
 
 # --- Debian packages: command:package
 wanted="ip:iproute2 nft:nftables ping:iputils-ping dig:bind9-dnsutils curl:curl ps:procps wg:wireguard-tools
-    wireguard-go:wireguard-go dbus-daemon:dbus-daemon cc:gcc ld:binutils"
+    wireguard-go:wireguard-go dbus-daemon:dbus-daemon cc:gcc ld:binutils
+    systemd-analyze:systemd"
 if [ "${1:-}" = bench ]; then
     wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light"
 fi
