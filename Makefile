@@ -43,6 +43,7 @@ doc: tools
 
 # Advisories need a database from the net, so they are not part of this.
 deny: tools
+	@cargo fetch --locked --quiet
 	cargo deny --offline --all-features --log-level error check bans licenses sources
 
 tidy: build tools
