@@ -1,6 +1,6 @@
 """Sends HTTP requests byte by byte as they are given and prints the status of each answer, 0 for none.
 
-    raw.py HOST:PORT FILE      FILE: a JSON list of whole requests
+    raw.py HOST:PORT FILE      FILE: a JSON list of whole requests, a byte as the character of its number
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ def send(request):
         with socket.socket(family, kind, protocol) as connection:
             connection.settimeout(15)
             connection.connect(address)
-            connection.sendall(request.encode())
+            connection.sendall(request.encode("latin-1"))
             while b"\r\n" not in answer:
                 piece = connection.recv(4096)
                 if not piece:

@@ -66,7 +66,7 @@ pub fn scenario(hosts: &[&str], test: impl FnOnce(&Lab) -> Result<()>) -> Result
         if std::env::var_os("CI").is_some() {
             bail!("the lab needs root");
         }
-        tracing::warn!("skipped: the lab needs root");
+        report("skipped: the lab needs root");
         return Ok(());
     }
     let lab = Lab::new(hosts)?;

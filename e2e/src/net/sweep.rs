@@ -119,6 +119,8 @@ fn watch() -> Result<()> {
         });
         let prefixes = PREFIXES.lock().map(|all| all.clone()).unwrap_or_default();
         for prefix in prefixes {
+            // Twice: the program's other threads may have made something while the first round went on.
+            sweep(&prefix);
             sweep(&prefix);
         }
         std::process::exit(130);

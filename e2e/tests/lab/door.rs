@@ -288,6 +288,15 @@ fn doubled_and_oddly_cased_keys_reach_no_unshared_model() -> Result<()> {
                 }
             }
         }
+        // What a check on the bytes as they came does not see.
+        for route in ["/v1/chat/completions", "/v1/completions", "/api/chat"] {
+            let packed = zstd::encode_all(body_of(r#""model":"other""#).as_bytes(), 3)?;
+            let text: String = packed.iter().copied().map(char::from).collect();
+            requests.push(format!(
+                "POST {route} HTTP/1.1\r\nHost: tiny.proxima\r\nContent-Encoding: zstd\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
+                packed.len()
+            ));
+        }
         for route in [
             "/v1/models/other",
             "/v1/models/other:latest",
