@@ -94,3 +94,8 @@ if [ "${1:-}" = bench ] && [ ! -x "$tools/bin/boringtun-cli" ]; then
     say "building boringtun-cli"
     cargo install --quiet --locked --root "$tools" boringtun-cli --version 0.7.1
 fi
+# Debian's wireguard-go is of 2022 and knows no offload; with a Go at hand its newest release is measured too.
+if [ "${1:-}" = bench ] && [ ! -x "$tools/bin/wireguard" ] && command -v go >/dev/null 2>&1; then
+    say "building the newest wireguard-go"
+    GOBIN="$tools/bin" go install golang.zx2c4.com/wireguard@latest || say "no newest wireguard-go: Go could not build it"
+fi

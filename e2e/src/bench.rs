@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::process::ensure_success;
@@ -10,6 +10,10 @@ use crate::tool;
 
 pub mod dns;
 pub mod gateway;
+
+/// The release of the day, built with Go where there is one.
+const NEWEST: &str = "wireguard-go (newest)";
+const PACKAGED: &str = "wireguard-go (Debian)";
 
 /// The median of some values.
 #[must_use]
@@ -32,12 +36,20 @@ pub fn tunnels(n_rounds: u32, seconds: u32) -> Result<String> {
         .context("no folder")?
         .to_owned();
     let mut command = std::process::Command::new(tool::python()?);
+    command.arg(root.join("e2e/bench/vpnbench.py")).arg("--raw");
+    let newest = root.join(".tools/bin/wireguard");
+    if newest.exists() {
+        command.args(["--wg", &format!("{NEWEST}={} -f {{if}}", newest.display())]);
+    }
+    let boringtun = root.join(".tools/bin/boringtun-cli");
     command
-        .arg(root.join("e2e/bench/vpnbench.py"))
-        .args(["--raw", "--wg", "wireguard-go=wireguard-go -f {if}"])
+        .args(["--wg", &format!("{PACKAGED}=wireguard-go -f {{if}}")])
         .args([
             "--wg",
-            "boringtun-cli=boringtun-cli --disable-drop-privileges -f {if}",
+            &format!(
+                "boringtun-cli={} --disable-drop-privileges -f {{if}}",
+                boringtun.display()
+            ),
         ])
         .arg("--hook")
         .arg(format!(
@@ -66,31 +78,46 @@ pub fn tunnels(n_rounds: u32, seconds: u32) -> Result<String> {
     ensure_success("vpnbench.py", &output)?;
     let results: Value = serde_json::from_slice(&std::fs::read(&out)?)?;
     let table = crate::process::stdout(&output);
-    Ok(format!("{table}\n{}", tunnel_ratios(&results)))
+    let ratios = tunnel_ratios(&results);
+    ensure!(!ratios.contains("NaN"), "a tunnel did not come up:\n{table}");
+    Ok(format!("{table}\n{ratios}"))
 }
 
-/// Throughput and CPU as ratios to wireguard-go, round by round, so that a drifting machine does not show.
+/// Throughput and CPU as ratios to wireguard-go, round by round, so that a drifting machine does not show. Rounds that ran beside
+/// other work count only where all did.
 fn tunnel_ratios(results: &Value) -> String {
     let rounds = |name: &str| {
-        results["results"][name]
-            .as_array()
-            .cloned()
-            .unwrap_or_default()
+        let rounds = results["results"][name].as_array();
+        rounds.cloned().unwrap_or_default()
     };
-    let reference = rounds("wireguard-go");
-    let mut text = "| ratio to wireguard-go, median of rounds | throughput, 1 stream | throughput, 4 streams | CPU s/GB |\n| --- | --- | --- | --- |\n".to_owned();
-    for name in ["meshd", "boringtun-cli"] {
+    let other = if rounds(NEWEST).is_empty() {
+        PACKAGED
+    } else {
+        NEWEST
+    };
+    let mut text = format!(
+        "| ratio to {other}, median of rounds | rounds | throughput, 1 stream | throughput, 4 streams | CPU s/GB |\n| --- | --- | --- | --- | --- |\n"
+    );
+    for name in ["meshd", "boringtun-cli", PACKAGED] {
+        if name == other {
+            continue;
+        }
+        let pairs: Vec<_> = rounds(name).into_iter().zip(rounds(other)).collect();
+        let is_quiet = |pair: &&(Value, Value)| pair.0["noisy"] != true && pair.1["noisy"] != true;
+        let mut counted: Vec<_> = pairs.iter().filter(is_quiet).collect();
+        let n_quiet = counted.len();
+        if n_quiet == 0 {
+            counted = pairs.iter().collect();
+        }
         let ratio = |cell: &str, key: &str| {
-            let ratios = rounds(name)
-                .into_iter()
-                .zip(&reference)
-                .filter_map(|(own, other)| {
-                    Some(own[cell][key].as_f64()? / other[cell][key].as_f64()?)
-                });
+            let ratios = counted.iter().filter_map(|(own, other)| {
+                Some(own[cell][key].as_f64()? / other[cell][key].as_f64()?)
+            });
             median(&ratios.collect::<Vec<_>>())
         };
         text += &format!(
-            "| {name} | {:.2} | {:.2} | {:.2} |\n",
+            "| {name} | {n_quiet} quiet of {} | {:.2} | {:.2} | {:.2} |\n",
+            pairs.len(),
             ratio("tcp1f", "gbps"),
             ratio("tcp4f", "gbps"),
             ratio("tcp1f", "cpu_gb")
@@ -115,14 +142,17 @@ mod tests {
     fn ratios_are_taken_round_by_round() {
         let round = |gbps: f64| json!({ "tcp1f": { "gbps": gbps, "cpu_gb": 1.0 }, "tcp4f": { "gbps": gbps } });
         let results = json!({ "results": {
-            "wireguard-go": [round(1.0), round(10.0), round(2.0)],
+            "wireguard-go (Debian)": [round(1.0), round(10.0), round(2.0)],
             "meshd": [round(2.0), round(20.0), round(4.0)],
             "boringtun-cli": [round(0.5), round(5.0), round(1.0)],
         }});
         let text = tunnel_ratios(&results);
-        assert!(text.contains("| meshd | 2.00 | 2.00 | 1.00 |"), "{text}");
         assert!(
-            text.contains("| boringtun-cli | 0.50 | 0.50 | 1.00 |"),
+            text.contains("| meshd | 3 quiet of 3 | 2.00 | 2.00 | 1.00 |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| boringtun-cli | 3 quiet of 3 | 0.50 | 0.50 | 1.00 |"),
             "{text}"
         );
     }
