@@ -113,6 +113,7 @@ impl Gateway {
             peer_port: config.door_port.unwrap_or(DOOR_PORT),
             catalog: Mutex::new(None),
             bodies: Arc::new(Semaphore::new(BODIES_MAX_MIB)),
+            own_bodies: Arc::new(Semaphore::new(BODIES_MAX_MIB)),
         };
         Ok(Self {
             core: Arc::new(core),
@@ -196,6 +197,8 @@ pub(crate) struct Core {
     peer_port: u16,
     catalog: Mutex<CatalogCache>,
     bodies: Arc<Semaphore>,
+    /// Apart from the peers', which cannot take this machine's own room.
+    own_bodies: Arc<Semaphore>,
 }
 
 impl Core {

@@ -9,15 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName};
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
-
-use super::BoxError;
 
 /// How long a connection may take to come up.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,18 +27,57 @@ pub(crate) enum UpstreamError {
     /// Nobody answered there.
     #[error("cannot connect: {0}")]
     Connect(std::io::Error),
-    /// The connection broke before the reply began.
-    #[error("the connection broke before the reply began: {0}")]
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
     Broken(hyper::Error),
+    /// It is connected and says nothing for longer than any work takes.
+    #[error("nothing came for too long")]
+    Silent,
     /// The reply is larger than anything expected.
     #[error("the reply is too large or broke off")]
     Body,
+}
+
+/// How long a silence is borne, so that what is frozen holds no slot for ever.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Until the head of the reply.
+    pub(crate) head: Duration,
+    /// Between two pieces of its body.
+    pub(crate) idle: Duration,
+}
+
+impl Patience {
+    /// For a question that needs no model.
+    pub(crate) const SHORT: Self = Self {
+        head: Duration::from_secs(30),
+        idle: Duration::from_secs(10),
+    };
+
+    /// For an answer: a stream begins after the load and the prompt, a whole one comes when all is generated.
+    pub(crate) const fn of(is_stream: bool) -> Self {
+        Self {
+            head: Duration::from_mins(if is_stream { 15 } else { 60 }),
+            idle: Duration::from_mins(5),
+        }
+    }
+
+    /// For what another host does, which has a queue before the work.
+    pub(crate) fn through_queue(self) -> Self {
+        Self {
+            head: self.head + Duration::from_secs(150),
+            idle: self.idle + Duration::from_secs(10),
+        }
+    }
 }
 
 /// A reply's body together with the connection that it comes over.
 pub(crate) struct UpstreamBody {
     incoming: Incoming,
     first: Option<Bytes>,
+    patience: Duration,
+    silence: Pin<Box<Sleep>>,
+    is_waiting: bool,
     /// Aborting the driver closes the socket, which is how a backend learns that nobody waits any more.
     _connection: AbortOnDropHandle<()>,
 }
@@ -55,15 +93,25 @@ impl UpstreamBody {
     pub(crate) fn poll_data(
         &mut self,
         task: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, hyper::Error>>> {
+    ) -> Poll<Option<Result<Bytes, UpstreamError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
         loop {
-            let frame = ready!(Pin::new(&mut self.incoming).poll_frame(task));
+            let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(task) else {
+                // Counted from the first wait after a piece: a caller that reads slowly is no silence.
+                if !self.is_waiting {
+                    self.is_waiting = true;
+                    let deadline = Instant::now() + self.patience;
+                    self.silence.as_mut().reset(deadline);
+                }
+                ready!(self.silence.as_mut().poll(task));
+                return Poll::Ready(Some(Err(UpstreamError::Silent)));
+            };
+            self.is_waiting = false;
             match frame {
                 None => return Poll::Ready(None),
-                Some(Err(err)) => return Poll::Ready(Some(Err(err))),
+                Some(Err(err)) => return Poll::Ready(Some(Err(UpstreamError::Broken(err)))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         return Poll::Ready(Some(Ok(data)));
@@ -74,7 +122,7 @@ impl UpstreamBody {
     }
 
     /// Waits for the first byte and keeps it for the reader.
-    pub(crate) async fn peek(&mut self) -> Result<(), hyper::Error> {
+    pub(crate) async fn peek(&mut self) -> Result<(), UpstreamError> {
         if self.first.is_none()
             && let Some(chunk) = std::future::poll_fn(|task| self.poll_data(task)).await
         {
@@ -87,7 +135,7 @@ impl UpstreamBody {
     pub(crate) async fn collect(mut self, n_max: usize) -> Result<Vec<u8>, UpstreamError> {
         let mut whole = Vec::new();
         while let Some(chunk) = std::future::poll_fn(|task| self.poll_data(task)).await {
-            let chunk = chunk.map_err(|_| UpstreamError::Body)?;
+            let chunk = chunk?;
             if whole.len() + chunk.len() > n_max {
                 return Err(UpstreamError::Body);
             }
@@ -114,6 +162,7 @@ pub(crate) async fn post(
     target: &Target,
     path: &'static str,
     body: Bytes,
+    patience: Patience,
 ) -> Result<Response<UpstreamBody>, UpstreamError> {
     let (stream, host) = match target {
         Target::Backend(authority) => (
@@ -140,13 +189,16 @@ pub(crate) async fn post(
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-    let reply = sender
-        .send_request(request)
+    let reply = tokio::time::timeout(patience.head, sender.send_request(request))
         .await
+        .map_err(|_| UpstreamError::Silent)?
         .map_err(UpstreamError::Broken)?;
     Ok(reply.map(|incoming| UpstreamBody {
         incoming,
         first: None,
+        patience: patience.idle,
+        silence: Box::pin(tokio::time::sleep(patience.idle)),
+        is_waiting: false,
         _connection: driver,
     }))
 }
@@ -190,11 +242,15 @@ pub(crate) fn passed_head(status: StatusCode, headers: &HeaderMap) -> (StatusCod
             passed.insert(name, value.clone());
         }
     }
+    // No model server redirects or switches protocols; a host that does is up to something.
+    let is_plain = status == StatusCode::OK || status.is_client_error() || status.is_server_error();
+    let status = if is_plain {
+        status
+    } else {
+        StatusCode::BAD_GATEWAY
+    };
     (status, passed)
 }
 
-/// Reads a caller's body with a bound.
-pub(crate) async fn read_body(body: Incoming, n_max: usize) -> Result<Bytes, BoxError> {
-    let collected = http_body_util::Limited::new(body, n_max).collect().await?;
-    Ok(collected.to_bytes())
-}
+#[cfg(test)]
+mod tests;
