@@ -244,7 +244,7 @@ pub(crate) async fn show(
     let asked = json!({ "model": shared.offer.model, "verbose": false });
     let target = Target::Backend(shared.authority.clone());
     let asked = Bytes::from(asked.to_string());
-    let sent = upstream::post(&target, "/api/show", asked, Patience::SHORT);
+    let sent = upstream::post(&core.pool, &target, "/api/show", asked, Patience::SHORT);
     let (head, body) = sent
         .await
         .map_err(|err| unreachable_backend(&err))?
@@ -323,7 +323,7 @@ pub(crate) async fn infer(
     let target = Target::Backend(shared.authority.clone());
     let bytes = Bytes::from(Value::Object(sent).to_string());
     let patience = Patience::of(cleaned.is_stream);
-    let (head, upstream) = upstream::post(&target, sent_route.path(), bytes, patience)
+    let (head, upstream) = upstream::post(&core.pool, &target, sent_route.path(), bytes, patience)
         .await
         .map_err(|err| unreachable_backend(&err))?
         .into_parts();

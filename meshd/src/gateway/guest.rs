@@ -314,7 +314,15 @@ async fn remote(
             format!("the host {} {text}", host.name),
         )
     };
-    let reply = match upstream::post(&Target::Host(addr), call.path(), bytes, patience).await {
+    let reply = match upstream::post(
+        &core.pool,
+        &Target::Host(addr),
+        call.path(),
+        bytes,
+        patience,
+    )
+    .await
+    {
         Ok(reply) => reply,
         Err(err) => {
             tracing::debug!(host = %host.name, %err, "host failed");

@@ -1,8 +1,9 @@
-//! A request to a model server or to another host: one connection each, cut at once when the caller goes.
+//! A request to a model server or to another host, on a connection that has it alone and is cut at once when the caller goes.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,8 +19,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::pool::{Connection, Pool};
+
 /// How long a connection may take to come up.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a host may owe a reply on an old connection until it is looked whether it is still there.
+const PROBE_AFTER: Duration = Duration::from_millis(500);
 
 /// Why nothing came back.
 #[derive(Debug, thiserror::Error)]
@@ -78,8 +84,8 @@ pub(crate) struct UpstreamBody {
     patience: Duration,
     silence: Pin<Box<Sleep>>,
     is_waiting: bool,
-    /// Aborting the driver closes the socket, which is how a backend learns that nobody waits any more.
-    _connection: AbortOnDropHandle<()>,
+    /// Until the reply is whole. Dropping it closes the socket, which is how a backend learns that nobody waits any more.
+    connection: Option<(Connection, Arc<Pool>, String)>,
 }
 
 impl fmt::Debug for UpstreamBody {
@@ -110,7 +116,12 @@ impl UpstreamBody {
             };
             self.is_waiting = false;
             match frame {
-                None => return Poll::Ready(None),
+                None => {
+                    if let Some((connection, pool, place)) = self.connection.take() {
+                        pool.put(&place, connection);
+                    }
+                    return Poll::Ready(None);
+                }
                 Some(Err(err)) => return Poll::Ready(Some(Err(UpstreamError::Broken(err)))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
@@ -159,48 +170,86 @@ pub(crate) enum Target {
 /// # Errors
 /// [`UpstreamError`] when no reply began.
 pub(crate) async fn post(
+    pool: &Arc<Pool>,
     target: &Target,
     path: &'static str,
     body: Bytes,
     patience: Patience,
 ) -> Result<Response<UpstreamBody>, UpstreamError> {
-    let (stream, host) = match target {
-        Target::Backend(authority) => (
-            connect(TcpStream::connect(authority)).await?,
-            authority.clone(),
-        ),
-        Target::Host(addr) => (connect(TcpStream::connect(addr)).await?, addr.to_string()),
+    let place = match target {
+        Target::Backend(authority) => authority.clone(),
+        Target::Host(addr) => addr.to_string(),
     };
-    let (mut sender, connection) = http1::Builder::new()
-        .max_headers(64)
-        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
-        .await
-        .map_err(UpstreamError::Broken)?;
-    let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-        // What goes wrong here is told by the reply as well.
-        let _ = connection.await;
-    }));
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = http::Uri::from_static(path);
     let headers = request.headers_mut();
-    if let Ok(host) = HeaderValue::from_str(&host) {
+    if let Ok(host) = HeaderValue::from_str(&place) {
         headers.insert(HOST, host);
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-    let reply = tokio::time::timeout(patience.head, sender.send_request(request))
+    let asked = async {
+        if let Some(mut connection) = pool.take(&place) {
+            let sent = tokio::select! {
+                sent = connection.sender.try_send_request(request) => sent,
+                err = unreachable(target) => return Err(err),
+            };
+            match sent {
+                Ok(reply) => return Ok((reply, connection)),
+                Err(mut err) => match err.take_message() {
+                    // It was never sent.
+                    Some(back) => request = back,
+                    None => return Err(UpstreamError::Broken(err.into_error())),
+                },
+            }
+        }
+        let mut connection = open(target).await?;
+        let reply = connection.sender.send_request(request).await;
+        Ok((reply.map_err(UpstreamError::Broken)?, connection))
+    };
+    let (reply, connection) = tokio::time::timeout(patience.head, asked)
         .await
-        .map_err(|_| UpstreamError::Silent)?
-        .map_err(UpstreamError::Broken)?;
+        .map_err(|_| UpstreamError::Silent)??;
     Ok(reply.map(|incoming| UpstreamBody {
         incoming,
         first: None,
         patience: patience.idle,
         silence: Box::pin(tokio::time::sleep(patience.idle)),
         is_waiting: false,
-        _connection: driver,
+        connection: Some((connection, Arc::clone(pool), place)),
     }))
+}
+
+/// Ends when a host that owes a reply on an old connection cannot be reached any more; a new connection would have told.
+async fn unreachable(target: &Target) -> UpstreamError {
+    if let Target::Host(addr) = target {
+        tokio::time::sleep(PROBE_AFTER).await;
+        if let Err(err) = connect(TcpStream::connect(addr)).await {
+            return err;
+        }
+    }
+    std::future::pending().await
+}
+
+async fn open(target: &Target) -> Result<Connection, UpstreamError> {
+    let stream = match target {
+        Target::Backend(authority) => connect(TcpStream::connect(authority)).await?,
+        Target::Host(addr) => connect(TcpStream::connect(addr)).await?,
+    };
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(64)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+        .await
+        .map_err(UpstreamError::Broken)?;
+    let driver = tokio::spawn(async move {
+        // What goes wrong here is told by the reply as well.
+        let _ = connection.await;
+    });
+    Ok(Connection {
+        sender,
+        _driver: AbortOnDropHandle::new(driver),
+    })
 }
 
 async fn connect(

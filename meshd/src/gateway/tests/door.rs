@@ -144,6 +144,7 @@ async fn a_broken_stream_says_so_and_never_ends_cleanly() {
         "{\"error\":\"an error was encountered while running the model: unexpected EOF\"}\n";
     seen.chunk(error).await;
     seen.end().await;
+    drop(seen);
     let reply = client.reply().await;
     assert!(!reply.is_whole);
     assert_eq!(reply.body, error);
@@ -484,6 +485,7 @@ async fn an_openai_server_speaks_ollama() {
         seen.chunk(&format!("data: {event}\n\n")).await;
     }
     seen.end().await;
+    drop(seen);
     let reply = client.reply().await;
     assert!(reply.is_whole && reply.head.contains("application/x-ndjson"));
     let lines = reply.lines();
