@@ -97,6 +97,9 @@ impl Daemon {
 
     pub(super) fn share_status(&self) -> ShareStatus {
         let share = self.share.borrow().clone();
+        let mut offers = (**self.inventory.offers.borrow()).clone();
+        // The offers follow the settings a moment later, and are empty while sharing is off.
+        offers.audience = share.audience.clone();
         let inventory = self.inventory.status.borrow().clone();
         let (n_active, n_queued) = self
             .session
@@ -106,7 +109,7 @@ impl Daemon {
         ShareStatus {
             is_on: share.is_on,
             models: share.models,
-            offers: (**self.inventory.offers.borrow()).clone(),
+            offers,
             backends: inventory.backend_statuses(),
             n_active,
             n_queued,
