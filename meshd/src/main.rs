@@ -40,7 +40,8 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let filter = EnvFilter::try_from_env("MESHD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

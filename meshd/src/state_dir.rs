@@ -82,6 +82,15 @@ struct Switch {
     is_on: bool,
 }
 
+/// The lines of the kept map.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MapLines {
+    /// Whole lines, oldest first.
+    pub lines: Vec<String>,
+    /// Whether another one, cut short, follows them. What is added would become part of it.
+    pub is_cut: bool,
+}
+
 /// An open state directory, locked against a second daemon.
 #[derive(Debug)]
 pub struct StateDir {
@@ -261,16 +270,19 @@ impl StateDir {
     ///
     /// # Errors
     /// [`StateError`] when the file is there and cannot be read.
-    pub fn map_lines(&self) -> Result<Vec<String>, StateError> {
+    pub fn map_lines(&self) -> Result<MapLines, StateError> {
         let Some(text) = self.read(NETMAP)? else {
-            return Ok(Vec::new());
+            return Ok(MapLines::default());
         };
         let text = String::from_utf8_lossy(&text);
-        Ok(text
-            .split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-            .map(str::to_owned)
-            .collect())
+        Ok(MapLines {
+            is_cut: !text.is_empty() && !text.ends_with('\n'),
+            lines: text
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'))
+                .map(str::to_owned)
+                .collect(),
+        })
     }
 
     /// Starts the map anew with one full, signed line.
@@ -455,7 +467,9 @@ mod tests {
         state.replace_map("one {}\n").unwrap();
         state.append_map("two {}\n").unwrap();
         state.append_map("thr").unwrap();
-        assert_eq!(state.map_lines().unwrap(), ["one {}\n", "two {}\n"]);
+        let kept = state.map_lines().unwrap();
+        assert_eq!(kept.lines, ["one {}\n", "two {}\n"]);
+        assert!(kept.is_cut);
     }
 
     #[test]

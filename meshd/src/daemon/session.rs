@@ -58,6 +58,8 @@ pub(super) struct ControlState {
     last_heard: Option<Instant>,
     error: Option<String>,
     pub(super) clock_skew_ms: Option<i64>,
+    /// The last map that was refused for being older than the one in use.
+    pub(super) refused_map: Option<Revision>,
 }
 
 impl Session {
@@ -180,18 +182,22 @@ impl Session {
             ControlEvent::Frame { frame, line } => {
                 self.status.last_heard = Some(Instant::now());
                 self.status.clock_skew_ms = clock_skew(frame.sent_at_ms, unix_ms());
+                let told = frame.revision;
                 let applied = self.map.on_frame(*frame, &line, state);
-                if applied == Applied::NeedsFull {
+                if applied.needs_full() {
                     self.map.ask_full();
                 }
                 self.revision.send_replace(self.map.revision());
-                if applied == Applied::NeedsFull {
+                if applied.needs_full() {
                     self.redial.send_modify(|n| *n += 1);
                 }
-                if applied == Applied::Changed {
+                if applied == Applied::Older {
+                    self.status.refused_map = Some(told);
+                } else if applied.is_changed() {
+                    self.status.refused_map = None;
                     self.show();
                 }
-                applied == Applied::Changed
+                applied.is_changed()
             }
         }
     }
@@ -263,7 +269,7 @@ impl Session {
     ) {
         let Some(netmap) = &self.shown else { return };
         view.send_replace(Some(Arc::new(View {
-            revision: self.map.revision().unwrap_or_default(),
+            revision: self.map.newest().unwrap_or_default(),
             netmap: Arc::clone(netmap),
             own_offers: Arc::clone(offers),
             settings: settings.clone(),
@@ -414,7 +420,7 @@ impl Session {
                 .status
                 .last_heard
                 .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            revision: self.map.revision().unwrap_or_default(),
+            revision: self.map.newest().unwrap_or_default(),
             error: self.status.error.clone(),
         }
     }

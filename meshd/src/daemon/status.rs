@@ -8,6 +8,7 @@ use mesh_proto::id::NodeId;
 use mesh_proto::local::{
     DnsStatus, NodeStatus, PathStatus, PeerStatus, Problem, ShareStatus, Status,
 };
+use mesh_proto::netmap::Revision;
 
 use super::Daemon;
 use super::session::Session;
@@ -76,6 +77,12 @@ impl Daemon {
                     fix,
                 });
             }
+            problems.extend(
+                session
+                    .status
+                    .refused_map
+                    .map(|told| older_map(told, coordinator.revision)),
+            );
             if let Some(overlay) = &session.overlay {
                 problems.extend(overlay.problems(self.settings.dns && self.config.dns));
             }
@@ -124,6 +131,19 @@ impl Daemon {
             .ok_or_else(|| {
                 LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
             })
+    }
+}
+
+fn older_map(told: Revision, known: Revision) -> Problem {
+    let message = format!(
+        "the coordinator offers an older map ({}.{}) than this node has ({}.{}), as after its database was restored from a \
+         backup; it is refused, and changes of the mesh do not arrive. If its operator restored it: leave and join again",
+        told.epoch, told.version, known.epoch, known.version
+    );
+    Problem {
+        code: "map_rolled_back".to_owned(),
+        message,
+        fix: Some("meshctl logout && meshctl up --auth-key pxk_…".to_owned()),
     }
 }
 
