@@ -32,6 +32,9 @@ const N_PINGS_MAX: usize = 64;
 /// How far the coordinator's clock may be off before it is worth a word.
 const CLOCK_SKEW_MAX_MS: u64 = 300_000;
 
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+
 /// Everything that exists while the node is switched on.
 pub(super) struct Session {
     pub(super) events: mpsc::Receiver<ControlEvent>,
@@ -41,6 +44,8 @@ pub(super) struct Session {
     /// The map without expired peers, as the parts see it.
     shown: Option<Arc<Netmap>>,
     next_expiry_ms: Option<u64>,
+    /// When the overlay, which could not be made, is tried again, and how often it failed.
+    retry: Option<(Instant, u32)>,
     report: watch::Sender<Report>,
     revision: watch::Sender<Option<Revision>>,
     redial: watch::Sender<u64>,
@@ -118,6 +123,7 @@ impl Session {
             map,
             shown: None,
             next_expiry_ms: None,
+            retry: None,
             report,
             revision,
             redial,
@@ -159,7 +165,10 @@ impl Session {
             // A wall clock may jump; look again within the hour whatever it says.
             Instant::now() + left.min(Duration::from_secs(3600))
         });
-        [engine, expiry].into_iter().flatten().min()
+        [engine, expiry, self.retry.map(|(at, _)| at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes in what the control client says; true when the map changed.
@@ -217,8 +226,16 @@ impl Session {
         }
         let overlay = match &mut self.overlay {
             Some(overlay) => overlay,
-            None => self.overlay.insert(Overlay::start(&netmap, parts).await?),
+            None => match Overlay::start(&netmap, parts).await {
+                Ok(overlay) => self.overlay.insert(overlay),
+                Err(err) => {
+                    let n_failures = self.retry.map_or(0, |(_, n)| n);
+                    self.retry = Some((Instant::now() + retry_after(n_failures), n_failures + 1));
+                    return Err(err);
+                }
+            },
         };
+        self.retry = None;
         overlay.engine.handle_control(
             Instant::now(),
             Update::Netmap {
@@ -227,6 +244,37 @@ impl Session {
             },
         );
         Ok(())
+    }
+
+    /// Whether it is time to try the overlay again.
+    pub(super) fn is_retry_due(&self, now: Instant) -> bool {
+        self.overlay.is_none() && self.retry.is_some_and(|(at, _)| at <= now)
+    }
+
+    /// Takes a rotated key into use of which the coordinator knows, but this node never heard the answer.
+    pub(super) fn adopt_node_key(&mut self, state: &StateDir) {
+        let Some(netmap) = &self.shown else { return };
+        match state.adopt_next_node_key(&netmap.node.node_key) {
+            Ok(None) => {}
+            Ok(Some(node_key)) => {
+                tracing::info!("the coordinator has the new tunnel key already; it is in use now");
+                if let Some(overlay) = &mut self.overlay {
+                    let update = Update::NodeKey(node_key);
+                    overlay.engine.handle_control(Instant::now(), update);
+                }
+            }
+            Err(err) => tracing::warn!(%err, "cannot take the new tunnel key into use"),
+        }
+    }
+
+    /// Whether a text names this node itself.
+    pub(super) fn is_own_name(&self, text: &str) -> bool {
+        self.shown.as_ref().is_some_and(|netmap| {
+            let node = &netmap.node;
+            let addrs = [IpAddr::V4(node.ipv4), IpAddr::V6(node.ipv6)];
+            let suffix = &netmap.network.suffix;
+            names_node(text, &node.id, node.name.as_str(), suffix, addrs)
+        })
     }
 
     /// Leaves peers out whose key has expired meanwhile; true when there were any.
@@ -338,6 +386,8 @@ impl Session {
             .as_ref()
             .map(|overlay| overlay.endpoints.clone())
             .unwrap_or_default();
+        // What others saw is worth more than the last of many addresses of a machine's own.
+        endpoints.truncate(N_ENDPOINTS_MAX.saturating_sub(self.reflexive.len()));
         endpoints.extend(self.reflexive.iter().copied());
         let mut seen = std::collections::BTreeSet::new();
         endpoints.retain(|endpoint| seen.insert(*endpoint));
@@ -426,6 +476,13 @@ impl Session {
     }
 }
 
+/// How long until an overlay that could not be made is tried again: soon, then more rarely.
+fn retry_after(n_failures: u32) -> Duration {
+    RETRY_FIRST
+        .saturating_mul(1 << n_failures.min(8))
+        .min(RETRY_LONGEST)
+}
+
 /// How far this machine's clock is behind the coordinator's, when it is far.
 fn clock_skew(sent_at_ms: u64, now_ms: u64) -> Option<i64> {
     let skew = i64::try_from(sent_at_ms)
@@ -445,6 +502,13 @@ pub(super) fn unix_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_overlay_is_tried_again_soon_and_then_more_rarely() {
+        assert_eq!(retry_after(0), RETRY_FIRST);
+        assert_eq!(retry_after(1), RETRY_FIRST * 2);
+        assert_eq!(retry_after(u32::MAX), RETRY_LONGEST);
+    }
 
     #[test]
     fn only_a_clock_that_is_far_off_is_told() {

@@ -54,7 +54,7 @@ impl Daemon {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> = self.trouble.iter().cloned().collect();
+        let mut problems: Vec<Problem> = self.trouble.borrow().iter().cloned().collect();
         if let Some(session) = &self.session {
             let coordinator = session.coordinator_status();
             if let (false, Some(error)) = (coordinator.is_connected, &coordinator.error) {
@@ -63,6 +63,16 @@ impl Daemon {
                     code: "coordinator_unreachable".to_owned(),
                     message,
                     fix: None,
+                });
+            }
+            let expired = session
+                .netmap()
+                .and_then(|netmap| netmap.node.expires_at_ms);
+            if expired.is_some_and(|at| at <= super::session::unix_ms()) {
+                problems.push(Problem {
+                    code: "node_expired".to_owned(),
+                    message: "this node's key has expired: peers talk to it no longer".to_owned(),
+                    fix: Some("meshctl up --auth-key pxk_…".to_owned()),
                 });
             }
             if let Some(skew) = session.status.clock_skew_ms {
