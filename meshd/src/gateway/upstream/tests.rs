@@ -1,3 +1,5 @@
+//! Tests of the way to a model server: what is waited for, and for how long.
+
 use super::*;
 use crate::gateway::tests::Backend;
 
