@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn urls_hold_no_address_of_the_overlay() {
-        let network_id = mesh_proto::id::NetworkId::from_bytes([0xab; 16]);
+        let network_id = NetworkId::from_bytes([0xab; 16]);
         let mesh = MeshRecord {
             network_id,
             ipv4_pool: network_id.default_ipv4_pool(),

@@ -19,7 +19,7 @@ fn an_overlay_that_cannot_be_made_is_told_at_once_and_made_when_the_cause_is_gon
         let own = beta.ipv4()?;
         beta.ctl_ok(&["down"])?;
         beta.host
-            .sh(&format!("ip link add other0 type dummy && ip link set other0 up && ip route add {own}/32 dev other0"))?;
+            .sh(&format!("ip link add other0 type bridge && ip link set other0 up && ip route add {own}/32 dev other0"))?;
         let refused = beta.ctl(&["up", "--timeout", "20s"])?;
         let said = stderr(&refused);
         ensure!(
