@@ -9,9 +9,9 @@ use anyhow::Result;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where `ip netns exec` looks for a namespace's own files of `/etc`.
-pub(crate) const N_KILL_ROUNDS_MAX: u32 = 50;
-const ETC_NETNS: &str = "/etc/netns";
+pub(crate) const ETC_NETNS: &str = "/etc/netns";
 const RUN_NETNS: &str = "/run/netns";
+const N_KILL_ROUNDS_MAX: u32 = 50;
 
 static PREFIXES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static WATCH: Once = Once::new();
