@@ -33,6 +33,8 @@ pub(crate) enum Failure {
     NotRunning(String),
     /// It said no.
     Refused(ErrorBody),
+    /// This user may not talk to it.
+    Denied(String),
     /// Something else.
     Other(String),
 }
@@ -47,13 +49,22 @@ impl Failure {
         match self {
             Self::NotRunning(_) => 3,
             Self::Refused(body) if body.error.code == code::NOT_FOUND => 5,
+            Self::Refused(body)
+                if matches!(
+                    body.error.code.as_str(),
+                    code::UNAUTHORIZED | code::FORBIDDEN
+                ) =>
+            {
+                6
+            }
+            Self::Denied(_) => 6,
             Self::Refused(_) | Self::Other(_) => 1,
         }
     }
 
     pub(crate) fn message(&self) -> &str {
         match self {
-            Self::NotRunning(message) | Self::Other(message) => message,
+            Self::NotRunning(message) | Self::Denied(message) | Self::Other(message) => message,
             Self::Refused(body) => &body.error.message,
         }
     }
@@ -206,7 +217,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
 async fn connect_socket(path: &Path) -> Result<UnixStream, Failure> {
     UnixStream::connect(path).await.map_err(|err| {
         if err.kind() == std::io::ErrorKind::PermissionDenied {
-            return Failure::Other(format!(
+            return Failure::Denied(format!(
                 "no permission for {}; run this as root or as the coordinator's user: sudo coordinator …",
                 path.display()
             ));

@@ -35,6 +35,15 @@ pub(crate) fn json(content: &impl Serialize) -> Result<(), Failure> {
     })
 }
 
+/// Says that something was done which leaves nothing to show.
+pub(crate) fn done(is_json: bool, sentence: &str) -> Result<(), Failure> {
+    if is_json {
+        return json(&serde_json::Map::new());
+    }
+    note(sentence);
+    Ok(())
+}
+
 /// Prints a list as JSON.
 pub(crate) fn json_list(items: &[impl Serialize]) -> Result<(), Failure> {
     to_stdout(&Listed {

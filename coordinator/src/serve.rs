@@ -63,19 +63,6 @@ impl Server {
             .await
             .context("cannot open the database")?;
 
-        let (listeners, addresses) = listen(&settings)?;
-        let (stun_sockets, stun) = open_stun(&settings, &addresses)?;
-        let urls = if settings.urls.is_empty() {
-            find_urls(&addresses)
-        } else {
-            settings.urls.clone()
-        };
-        let hosts: Vec<String> = urls.iter().filter_map(|url| host_of(url)).collect();
-        let tls = match settings.tls_files.clone() {
-            Some((cert, key)) => Tls::files(cert, key)?,
-            None => Tls::own(key.clone(), hosts.clone())?,
-        };
-
         let network_id = NetworkId::of(&key.public());
         let wanted_pool = settings
             .ipv4_pool
@@ -85,6 +72,19 @@ impl Server {
             .await
             .context("cannot open the mesh")?;
         check(&mesh, network_id, &settings)?;
+        let (listeners, addresses) = listen(&settings)?;
+        let (stun_sockets, stun) = open_stun(&settings, &addresses)?;
+        let urls = if settings.urls.is_empty() {
+            find_urls(&addresses, &local_addr::list(), &mesh)
+        } else {
+            settings.urls.clone()
+        };
+        let hosts: Vec<String> = urls.iter().filter_map(|url| host_of(url)).collect();
+        let tls = match settings.tls_files.clone() {
+            Some((cert, key)) => Tls::files(cert, key)?,
+            None => Tls::own(key.clone(), hosts.clone())?,
+        };
+
         let network = NetworkInfo {
             id: mesh.network_id,
             suffix: settings.suffix.clone(),
@@ -245,17 +245,22 @@ fn open_stun(
 }
 
 /// The URLs of a machine whose operator named none: its addresses that are not loopback, where it listens on them all.
-fn find_urls(listening: &[SocketAddr]) -> Vec<String> {
+fn find_urls(listening: &[SocketAddr], own: &[IpAddr], mesh: &MeshRecord) -> Vec<String> {
+    // A machine that is also a node has overlay addresses: who is to join cannot reach those yet.
+    let is_overlay = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => mesh.ipv4_pool.contains(ip),
+        IpAddr::V6(ip) => mesh.network_id.ipv6_prefix().contains(ip),
+    };
     let mut urls = Vec::new();
     for address in listening {
         if !address.ip().is_unspecified() {
             urls.push(format!("https://{address}"));
             continue;
         }
-        let found = local_addr::list()
-            .into_iter()
-            .filter(|ip| ip.is_ipv4() == address.is_ipv4());
-        urls.extend(found.map(|ip| format!("https://{}", SocketAddr::new(ip, address.port()))));
+        let found = own
+            .iter()
+            .filter(|ip| ip.is_ipv4() == address.is_ipv4() && !is_overlay(ip));
+        urls.extend(found.map(|ip| format!("https://{}", SocketAddr::new(*ip, address.port()))));
     }
     if urls.is_empty()
         && let Some(address) = listening.first()
@@ -354,4 +359,35 @@ async fn keep_tls_fresh(tls: Arc<Tls>, stop: CancellationToken) {
 #[must_use]
 pub fn now_ms() -> u64 {
     unix_ms()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_hold_no_address_of_the_overlay() {
+        let network_id = NetworkId::from_bytes([0xab; 16]);
+        let mesh = MeshRecord {
+            network_id,
+            ipv4_pool: network_id.default_ipv4_pool(),
+            epoch: 1,
+            is_new: false,
+        };
+        let own = [
+            "10.171.1.1",
+            "192.0.2.7",
+            "fdab:abab:abab::1",
+            "2001:db8::7",
+        ]
+        .map(|ip| ip.parse().unwrap());
+        let listening = ["0.0.0.0:7443", "[::]:7443"].map(|address| address.parse().unwrap());
+        let urls = find_urls(&listening, &own, &mesh);
+        assert_eq!(
+            urls,
+            ["https://192.0.2.7:7443", "https://[2001:db8::7]:7443"]
+        );
+        let one = ["10.171.1.1:7443".parse().unwrap()];
+        assert_eq!(find_urls(&one, &own, &mesh), ["https://10.171.1.1:7443"]);
+    }
 }

@@ -16,6 +16,8 @@ mod up;
 mod version;
 mod wait;
 
+use mesh_proto::control::code;
+use mesh_proto::local::{PATH_STATUS, RunState, Status};
 use serde::Serialize;
 
 use crate::args::Command;
@@ -29,6 +31,24 @@ pub(crate) async fn run(
     client: &Client,
     output: &Output,
 ) -> Result<Exit, Failure> {
+    match choose(command, client, output).await {
+        Err(failure) if failure.code == code::NEEDS_LOGIN => Err(why_down(failure, client).await),
+        done => done,
+    }
+}
+
+/// A node that is only switched off needs no auth key.
+async fn why_down(failure: Failure, client: &Client) -> Failure {
+    match client.get::<Status>(PATH_STATUS).await {
+        Ok(status) if status.state == RunState::Stopped => {
+            Failure::new(Exit::Degraded, "stopped", "the node is switched off")
+                .with_fix("meshctl up")
+        }
+        Ok(_) | Err(_) => failure,
+    }
+}
+
+async fn choose(command: Command, client: &Client, output: &Output) -> Result<Exit, Failure> {
     match command {
         Command::Up(args) => up::run(args, client, output).await,
         Command::Down => down::run(client, output).await,

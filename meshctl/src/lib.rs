@@ -24,6 +24,13 @@ use crate::output::Output;
 pub fn run() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
+        Err(err) if err.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
+            let text = err.to_string();
+            let message = text.lines().next().unwrap_or_default();
+            let message = message.strip_prefix("error: ").unwrap_or(message);
+            Output::new(true, false).failure(&Failure::usage(message).with_fix("meshctl --help"));
+            return exit::Exit::Usage.into();
+        }
         Err(err) => {
             // Printing fails only on a closed pipe, and then nobody reads.
             let _ = err.print();

@@ -39,6 +39,9 @@ const UPKEEP: Duration = Duration::from_secs(15);
 /// A join, logout or rotation must end within this.
 const TALK_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The problem of an overlay that could not be made; it is tried again.
+const OVERLAY_FAILED: &str = "overlay_failed";
+
 /// Everything that the loop takes in.
 #[derive(Debug)]
 enum Input {
@@ -51,6 +54,13 @@ enum Input {
     Deadline,
     Upkeep,
     Shutdown,
+}
+
+/// A talk with the coordinator that a command started, and who waits for it.
+struct TalkUnderWay {
+    task: tokio::task::JoinHandle<Talk>,
+    is_join: bool,
+    answer: Answer<()>,
 }
 
 /// The outcome of a talk with the coordinator that a command started.
@@ -76,6 +86,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let api = Arc::new(Api::new(
         commands,
         daemon.run_state.subscribe(),
+        daemon.trouble.subscribe(),
         daemon.view.subscribe(),
         Arc::clone(&daemon.liveness),
         daemon.inventory.status.clone(),
@@ -102,10 +113,10 @@ struct Daemon {
     changes: Option<Changes>,
     upkeep: tokio::time::Interval,
     session: Option<Session>,
-    /// The talk under way and who waits for it; one at a time.
-    talk: Option<(tokio::task::JoinHandle<Talk>, Answer<()>)>,
+    /// The talk under way; one at a time.
+    talk: Option<TalkUnderWay>,
     /// Why the node is refused, or why the overlay could not be made.
-    trouble: Option<Problem>,
+    trouble: watch::Sender<Option<Problem>>,
 }
 
 impl Daemon {
@@ -124,7 +135,7 @@ impl Daemon {
             liveness: Arc::default(),
             session: None,
             talk: None,
-            trouble: None,
+            trouble: watch::Sender::new(None),
             config,
             state,
             settings,
@@ -140,7 +151,12 @@ impl Daemon {
         if let Some(membership) = self.state.membership()? {
             self.run_state.send_replace(RunState::Stopped);
             if self.state.is_on()? {
-                self.start_session(membership).await?;
+                // The owner must be able to ask what is wrong, and to mend it with `up` or `logout`.
+                if let Err(err) = self.start_session(membership).await {
+                    let message = format!("{err:#}");
+                    tracing::error!(err = message, "cannot take up the membership");
+                    self.refuse("membership_damaged", message);
+                }
             }
         }
         tracing::info!(state = ?*self.run_state.borrow(), "meshd is ready");
@@ -160,7 +176,7 @@ impl Daemon {
                     }
                     self.on_network().await;
                 }
-                Input::Deadline => self.on_deadline(),
+                Input::Deadline => self.on_deadline().await,
                 Input::Upkeep => crate::metrics::upkeep(),
             }
             self.drain();
@@ -179,14 +195,14 @@ impl Daemon {
             ),
             None => (None, None),
         };
+        // Not biased: a flood of handshakes must not keep commands and the coordinator's word out.
         tokio::select! {
-            biased;
             () = cancel.cancelled() => Input::Shutdown,
             input = maybe(dataplane, async |dataplane| dataplane.poll().await) => Input::Dataplane(input),
             () = until(deadline) => Input::Deadline,
             Some(event) = maybe(events, async |events| events.recv().await) => Input::Control(event),
             Some(command) = self.commands.recv() => Input::Command(command),
-            talk = maybe(self.talk.as_mut(), async |(talk, _)| talk.await) => match talk {
+            talk = maybe(self.talk.as_mut(), async |talk| (&mut talk.task).await) => match talk {
                 Ok(talk) => Input::Talked(talk),
                 Err(err) => Input::Talked(Talk::Joined(Err(ControlError::BadReply { url: String::new(), reason: err.to_string() }))),
             },
@@ -215,7 +231,7 @@ impl Daemon {
         }
     }
 
-    fn on_deadline(&mut self) {
+    async fn on_deadline(&mut self) {
         let now = Instant::now();
         let Some(session) = &mut self.session else {
             return;
@@ -223,8 +239,12 @@ impl Daemon {
         if let Some(overlay) = &mut session.overlay {
             overlay.engine.handle_timeout(now);
         }
+        let is_retry = session.is_retry_due(now);
         if session.expire_peers() {
             self.publish_view();
+        }
+        if is_retry {
+            self.use_map().await;
         }
     }
 
@@ -270,18 +290,23 @@ impl Daemon {
         if let Some(message) = refused {
             tracing::error!(message, "the coordinator refuses this node");
             self.stop_session().await;
-            self.trouble = Some(Problem {
-                code: "refused".to_owned(),
-                message,
-                fix: Some("meshctl up --auth-key pxk_…".to_owned()),
-            });
-            self.run_state.send_replace(RunState::Refused);
+            self.refuse("refused", message);
             return Ok(());
         }
         if is_changed {
             self.use_map().await;
         }
         Ok(())
+    }
+
+    /// The node cannot be up until a person acts.
+    fn refuse(&mut self, code: &str, message: String) {
+        self.trouble.send_replace(Some(Problem {
+            code: code.to_owned(),
+            message,
+            fix: Some("meshctl up --auth-key pxk_…".to_owned()),
+        }));
+        self.run_state.send_replace(RunState::Refused);
     }
 
     /// Brings the overlay in line with the map; makes it when there is none.
@@ -298,21 +323,22 @@ impl Daemon {
             inventory: &self.inventory,
         };
         session.publish_view(&self.view, &self.settings, &self.inventory.offers.borrow());
+        session.adopt_node_key(&self.state);
         match session.use_map(&parts).await {
             Ok(()) => {
-                self.trouble = None;
+                self.trouble.send_replace(None);
                 self.run_state.send_replace(RunState::Running);
                 session.report(&self.inventory.offers.borrow());
             }
             Err(err) => {
                 let message = format!("{err:#}");
                 tracing::error!(err = message, "cannot bring the overlay up");
-                self.trouble = Some(Problem {
-                    code: "overlay_failed".to_owned(),
+                self.run_state.send_replace(RunState::Starting);
+                self.trouble.send_replace(Some(Problem {
+                    code: OVERLAY_FAILED.to_owned(),
                     message,
                     fix: None,
-                });
-                self.run_state.send_replace(RunState::Starting);
+                }));
             }
         }
     }
@@ -328,7 +354,7 @@ impl Daemon {
         let session = Session::start(membership, &self.state)?;
         let has_map = session.has_map();
         self.session = Some(session);
-        self.trouble = None;
+        self.trouble.send_replace(None);
         self.run_state.send_replace(RunState::Starting);
         if has_map {
             self.use_map().await;
@@ -344,7 +370,7 @@ impl Daemon {
     }
 
     async fn on_talked(&mut self, talk: Talk) {
-        let answer = self.talk.take().map(|(_, answer)| answer);
+        let answer = self.talk.take().map(|talk| talk.answer);
         let result = match talk {
             Talk::Joined(Ok(membership)) => self.on_joined(membership).await,
             Talk::LoggedOut(told) => self.on_logged_out(told).await,
@@ -367,7 +393,7 @@ impl Daemon {
     async fn on_logged_out(&mut self, told: Result<(), ControlError>) -> Result<(), LocalError> {
         self.stop_session().await;
         self.state.forget().map_err(internal)?;
-        self.trouble = None;
+        self.trouble.send_replace(None);
         self.run_state.send_replace(RunState::NeedsLogin);
         match told {
             Err(err) if !err.needs_person() => {

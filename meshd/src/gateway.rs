@@ -11,6 +11,7 @@ mod door;
 mod guest;
 mod json;
 mod listing;
+mod pool;
 mod queue;
 mod relay;
 mod server;
@@ -35,6 +36,7 @@ pub use count::Usage;
 use crate::catalog::Catalog;
 use crate::inventory::InventoryStatus;
 use crate::view::{Liveness, View, ViewReceiver};
+use pool::Pool;
 use queue::Queue;
 use server::Side;
 
@@ -113,6 +115,8 @@ impl Gateway {
             peer_port: config.door_port.unwrap_or(DOOR_PORT),
             catalog: Mutex::new(None),
             bodies: Arc::new(Semaphore::new(BODIES_MAX_MIB)),
+            own_bodies: Arc::new(Semaphore::new(BODIES_MAX_MIB)),
+            pool: Arc::default(),
         };
         Ok(Self {
             core: Arc::new(core),
@@ -159,6 +163,7 @@ impl Gateway {
         tokio::select! {
             () = cancel.cancelled() => {}
             () = resize => {}
+            () = self.core.pool.tidy() => {}
             () = door => {}
             () = guest => {}
         }
@@ -196,6 +201,9 @@ pub(crate) struct Core {
     peer_port: u16,
     catalog: Mutex<CatalogCache>,
     bodies: Arc<Semaphore>,
+    /// Apart from the peers', which cannot take this machine's own room.
+    own_bodies: Arc<Semaphore>,
+    pool: Arc<Pool>,
 }
 
 impl Core {

@@ -1,6 +1,7 @@
 //! The `meshd` program: arguments, log, signals.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -50,10 +51,16 @@ fn main() -> ExitCode {
     } else {
         log.with_ansi(false).init();
     }
+    let is_json = args.log_json;
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            tracing::error!(err = format!("{err:#}"), "meshd ends");
+            if is_json {
+                tracing::error!(err = format!("{err:#}"), "meshd ends");
+            } else {
+                // The log would write the lines of a configuration's error as one.
+                drop(writeln!(std::io::stderr(), "meshd: {err:#}"));
+            }
             ExitCode::FAILURE
         }
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64URL_NOPAD;
 use mesh_proto::id::{NetworkId, NodeId, NodeName};
-use mesh_proto::key::{CoordinatorKey, MachinePrivateKey, NodePrivateKey};
+use mesh_proto::key::{CoordinatorKey, MachinePrivateKey, NodeKey, NodePrivateKey};
 use mesh_proto::local::Settings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ use crate::inventory::ShareConfig;
 
 const MACHINE_KEY: &str = "machine.key";
 const NODE_KEY: &str = "node.key";
+/// The key that a rotation under way changes to.
+const NEXT_NODE_KEY: &str = "node.key.next";
 const MEMBERSHIP: &str = "membership.json";
 const SETTINGS: &str = "settings.json";
 const SHARE: &str = "share.json";
@@ -80,6 +82,15 @@ pub struct Membership {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Switch {
     is_on: bool,
+}
+
+/// The lines of the kept map.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MapLines {
+    /// Whole lines, oldest first.
+    pub lines: Vec<String>,
+    /// Whether another one, cut short, follows them. What is added would become part of it.
+    pub is_cut: bool,
 }
 
 /// An open state directory, locked against a second daemon.
@@ -160,16 +171,39 @@ impl StateDir {
     /// [`StateError::Io`] when it cannot be written; the old one then stays.
     pub fn set_node_key(&self, key: &NodePrivateKey) -> Result<(), StateError> {
         let text = Zeroizing::new(BASE64URL_NOPAD.encode(&*key.to_bytes()));
-        self.replace(NODE_KEY, text.as_bytes())
+        self.replace(NODE_KEY, text.as_bytes())?;
+        // Left behind, it would be the next rotation's key a second time: harmless.
+        let _ = fs::remove_file(self.path(NEXT_NODE_KEY));
+        Ok(())
     }
 
-    /// A new random node key, not yet stored.
+    /// The node key to change to. It is stored before anybody is told of it, and stays the same until it is in use: a
+    /// rotation whose end nobody heard of is so taken up again.
     ///
     /// # Errors
-    /// [`StateError::Io`] when the system has no random bytes.
-    pub fn fresh_node_key(&self) -> Result<NodePrivateKey, StateError> {
-        self.random()
+    /// As [`Self::machine_key`].
+    pub fn next_node_key(&self) -> Result<NodePrivateKey, StateError> {
+        self.secret(NEXT_NODE_KEY)
             .map(|secret| NodePrivateKey::from_bytes(*secret))
+    }
+
+    /// Takes the next node key into use when the coordinator has it already; `Some` when it did.
+    ///
+    /// # Errors
+    /// [`StateError`] when the files cannot be read or written.
+    pub fn adopt_next_node_key(
+        &self,
+        registered: &NodeKey,
+    ) -> Result<Option<NodePrivateKey>, StateError> {
+        if !self.path(NEXT_NODE_KEY).exists() {
+            return Ok(None);
+        }
+        let next = self.next_node_key()?;
+        if next.public() != *registered || self.node_key()?.public() == *registered {
+            return Ok(None);
+        }
+        self.set_node_key(&next)?;
+        Ok(Some(next))
     }
 
     /// To which mesh the node belongs, if to any.
@@ -193,7 +227,14 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`] when a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        for name in [MEMBERSHIP, NETMAP, SWITCH, NODE_KEY, MACHINE_KEY] {
+        for name in [
+            MEMBERSHIP,
+            NETMAP,
+            SWITCH,
+            NEXT_NODE_KEY,
+            NODE_KEY,
+            MACHINE_KEY,
+        ] {
             match fs::remove_file(self.path(name)) {
                 Ok(()) => {}
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {}
@@ -261,16 +302,19 @@ impl StateDir {
     ///
     /// # Errors
     /// [`StateError`] when the file is there and cannot be read.
-    pub fn map_lines(&self) -> Result<Vec<String>, StateError> {
+    pub fn map_lines(&self) -> Result<MapLines, StateError> {
         let Some(text) = self.read(NETMAP)? else {
-            return Ok(Vec::new());
+            return Ok(MapLines::default());
         };
         let text = String::from_utf8_lossy(&text);
-        Ok(text
-            .split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-            .map(str::to_owned)
-            .collect())
+        Ok(MapLines {
+            is_cut: !text.is_empty() && !text.ends_with('\n'),
+            lines: text
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'))
+                .map(str::to_owned)
+                .collect(),
+        })
     }
 
     /// Starts the map anew with one full, signed line.
@@ -437,6 +481,23 @@ mod tests {
     }
 
     #[test]
+    fn a_rotation_cut_off_after_the_coordinators_yes_is_taken_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let old = state.node_key().unwrap().public();
+        assert!(state.adopt_next_node_key(&old).unwrap().is_none());
+        let next = state.next_node_key().unwrap().public();
+        assert_eq!(state.next_node_key().unwrap().public(), next);
+        // The coordinator has not heard of it: the old one stays.
+        assert!(state.adopt_next_node_key(&old).unwrap().is_none());
+        assert_eq!(state.node_key().unwrap().public(), old);
+        let adopted = state.adopt_next_node_key(&next).unwrap();
+        assert_eq!(adopted.map(|key| key.public()), Some(next));
+        assert_eq!(state.node_key().unwrap().public(), next);
+        assert_ne!(state.next_node_key().unwrap().public(), next);
+    }
+
+    #[test]
     fn a_second_daemon_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let first = StateDir::open(dir.path()).unwrap();
@@ -455,7 +516,9 @@ mod tests {
         state.replace_map("one {}\n").unwrap();
         state.append_map("two {}\n").unwrap();
         state.append_map("thr").unwrap();
-        assert_eq!(state.map_lines().unwrap(), ["one {}\n", "two {}\n"]);
+        let kept = state.map_lines().unwrap();
+        assert_eq!(kept.lines, ["one {}\n", "two {}\n"]);
+        assert!(kept.is_cut);
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl ApiError {
     pub(crate) fn not_found(what: &str) -> Self {
         let list = match what {
             "node" => "node list",
-            "user" => "user list",
+            "user" => "user list, or make one: coordinator user create NAME",
             "API key" => "key api-list",
             _ => "key list",
         };

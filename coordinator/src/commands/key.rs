@@ -10,7 +10,7 @@ use mesh_proto::id::Tag;
 use super::segment;
 use crate::args::{Access, KeyCommand};
 use crate::client::{Client, Failure};
-use crate::output::{json, json_list, line, note, table, when};
+use crate::output::{done, json, json_list, line, note, table, when};
 
 pub(crate) async fn run(command: KeyCommand) -> Result<(), Failure> {
     match command {
@@ -36,10 +36,10 @@ pub(crate) async fn run(command: KeyCommand) -> Result<(), Failure> {
             Client::new(&access)?
                 .delete(&format!("/api/v1/auth-keys/{}", segment(bare(&prefix))))
                 .await?;
-            note(
+            done(
+                access.json,
                 "Revoked. Nodes that joined by it stay; remove them with: coordinator node delete NAME",
-            );
-            Ok(())
+            )
         }
         KeyCommand::ApiCreate { ttl, access } => {
             api_create(&access, &NewApiKey { ttl_seconds: ttl }).await
@@ -49,8 +49,7 @@ pub(crate) async fn run(command: KeyCommand) -> Result<(), Failure> {
             Client::new(&access)?
                 .delete(&format!("/api/v1/api-keys/{}", segment(bare(&prefix))))
                 .await?;
-            note("Deleted.");
-            Ok(())
+            done(access.json, "Deleted.")
         }
     }
 }
@@ -78,9 +77,14 @@ async fn create(access: &Access, asked: &NewAuthKey) -> Result<(), Failure> {
         "one node"
     };
     let ends = when(created.info.expires_at_ms, now_ms());
+    let whose = if created.info.tags.is_empty() {
+        format!("of {}", created.info.user)
+    } else {
+        let tags: Vec<&str> = created.info.tags.iter().map(Tag::as_str).collect();
+        format!("with {}", tags.join(", "))
+    };
     note(&format!(
-        "For {uses} of {}, ends {ends}. It is shown this once. On the node:",
-        created.info.user
+        "For {uses} {whose}, ends {ends}. It is shown this once. On the node:"
     ));
     note("  meshctl up --auth-key KEY");
     Ok(())

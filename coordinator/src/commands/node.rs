@@ -8,7 +8,7 @@ use mesh_proto::id::Tag;
 use super::segment;
 use crate::args::{Access, NodeCommand};
 use crate::client::{Client, Failure};
-use crate::output::{json, json_list, line, note, table, when};
+use crate::output::{done, json, json_list, line, note, table, when};
 
 pub(crate) async fn run(command: NodeCommand) -> Result<(), Failure> {
     match command {
@@ -50,8 +50,7 @@ pub(crate) async fn run(command: NodeCommand) -> Result<(), Failure> {
         }
         NodeCommand::Delete { node, access } => {
             Client::new(&access)?.delete(&path(&node)).await?;
-            note("Deleted.");
-            Ok(())
+            done(access.json, "Deleted.")
         }
     }
 }

@@ -8,7 +8,7 @@ use mesh_proto::id::UserName;
 use super::segment;
 use crate::args::{Access, UserCommand};
 use crate::client::{Client, Failure};
-use crate::output::{json, json_list, note, table, when};
+use crate::output::{done, json, json_list, note, table, when};
 
 const PATH: &str = "/api/v1/users";
 
@@ -38,8 +38,7 @@ pub(crate) async fn run(command: UserCommand) -> Result<(), Failure> {
         }
         UserCommand::Delete { name, access } => {
             Client::new(&access)?.delete(&path(&name)).await?;
-            note("Deleted.");
-            Ok(())
+            done(access.json, "Deleted.")
         }
     }
 }

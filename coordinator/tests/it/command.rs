@@ -72,10 +72,15 @@ async fn operator_commands_work_on_the_socket() {
         "{}",
         said(&missing)
     );
+    let deleted = ask(&["node", "delete", "gpu", "--json"]);
+    assert_eq!(
+        String::from_utf8(deleted.stdout).unwrap(),
+        "{\n  \"schema_version\": 1\n}\n"
+    );
     let health = ask(&["health"]);
     assert!(
         String::from_utf8(health.stdout)
             .unwrap()
-            .starts_with("ok: 0 of 1 nodes online")
+            .starts_with("ok: 0 of 0 nodes online")
     );
 }

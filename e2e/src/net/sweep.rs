@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Where `ip netns exec` looks for a namespace's own files of `/etc`.
 pub(crate) const ETC_NETNS: &str = "/etc/netns";
 const RUN_NETNS: &str = "/run/netns";
+const N_KILL_ROUNDS_MAX: u32 = 50;
 
 static PREFIXES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static WATCH: Once = Once::new();
@@ -51,16 +52,19 @@ pub fn sweep(prefix: &str) {
     }
 }
 
+/// Looks until nobody is left: a program that is just being killed may have started another one.
 fn kill_all_in(namespace: &str) {
-    let Ok(output) = Command::new("ip")
-        .args(["netns", "pids", namespace])
-        .output()
-    else {
-        return;
-    };
-    let pids = String::from_utf8_lossy(&output.stdout).into_owned();
-    for pid in pids.split_whitespace() {
-        drop(Command::new("kill").args(["-9", pid]).output());
+    for _ in 0..N_KILL_ROUNDS_MAX {
+        let listed = Command::new("ip")
+            .args(["netns", "pids", namespace])
+            .output();
+        let Ok(output) = listed else { return };
+        let pids = String::from_utf8_lossy(&output.stdout).into_owned();
+        if pids.trim().is_empty() {
+            return;
+        }
+        let pids = pids.split_whitespace();
+        drop(Command::new("kill").arg("-9").args(pids).output());
     }
 }
 

@@ -7,6 +7,7 @@ mod daemon;
 mod door;
 mod interop;
 mod join;
+mod lifecycle;
 mod names;
 mod stage;
 

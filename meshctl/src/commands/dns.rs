@@ -42,7 +42,12 @@ fn describe(status: &DnsStatus) -> String {
         plural(n_models, "model name")
     );
     let _ = writeln!(text, "Resolver:  {servers}");
-    if status.is_wired {
+    if status.is_wired && status.manager == "none" {
+        let _ = writeln!(
+            text,
+            "System:    set up by hand; programs resolve these names"
+        );
+    } else if status.is_wired {
         let _ = writeln!(
             text,
             "System:    set up through {}; programs resolve these names",

@@ -1,6 +1,6 @@
 //! `down` and `logout`: two depths of leaving.
 
-use mesh_proto::local::{PATH_DOWN, PATH_LOGOUT};
+use mesh_proto::local::{PATH_DOWN, PATH_LOGOUT, PATH_STATUS, RunState, Status};
 
 use super::DONE;
 use crate::client::Client;
@@ -11,6 +11,13 @@ pub(super) async fn run(client: &Client, output: &Output) -> Result<Exit, Failur
     output
         .during("switching off", client.post_empty(PATH_DOWN))
         .await?;
+    let status = client.get::<Status>(PATH_STATUS).await;
+    if status.is_ok_and(|status| status.state == RunState::NeedsLogin) {
+        output.answer(&DONE, |_| {
+            "This machine is in no mesh; there was nothing to switch off.\n".to_owned()
+        })?;
+        return Ok(Exit::Done);
+    }
     output.answer(&DONE, |_| {
         "The node is off; it stays a member of its mesh.\n".to_owned()
     })?;

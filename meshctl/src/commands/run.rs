@@ -76,9 +76,11 @@ async fn running_node(client: &Client) -> Result<NodeStatus, Failure> {
         (RunState::NeedsLogin | RunState::Refused, _) => {
             Err(Failure::new(Exit::NeedsLogin, code::NEEDS_LOGIN, words).with_login_fix())
         }
-        (RunState::Stopped, _) => Err(Failure::failed(words).with_fix("meshctl up")),
+        (RunState::Stopped, _) => {
+            Err(Failure::new(Exit::Degraded, code::UNAVAILABLE, words).with_fix("meshctl up"))
+        }
         (RunState::Starting | RunState::Running, _) => {
-            Err(Failure::failed(words).with_fix("meshctl wait"))
+            Err(Failure::new(Exit::Degraded, code::UNAVAILABLE, words).with_fix("meshctl wait"))
         }
     }
 }

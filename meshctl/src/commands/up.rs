@@ -37,7 +37,9 @@ pub(super) async fn run(args: UpArgs, client: &Client, output: &Output) -> Resul
         .await
         .map_err(|failure| explain(failure, args.timeout))?;
     output.answer(&status, summary)?;
-    for problem in &status.problems {
+    // Right after a start the resolver is still being told: that is work, not trouble.
+    let problems = status.problems.iter();
+    for problem in problems.filter(|problem| problem.code != "names_pending") {
         output.note(&format!(
             "warning: {}",
             super::status::problem_line(problem)

@@ -266,3 +266,59 @@ fn wrong_settings_are_caught_before_they_are_sent() {
     assert_snapshot!("set_wrong", all);
     assert!(fake.asked().is_empty());
 }
+
+#[test]
+fn a_node_that_is_switched_off_is_not_told_to_find_an_auth_key() {
+    let fake = Fake::bare()
+        .json("GET", PATH_STATUS, &status_of(RunState::Stopped))
+        .error("GET", PATH_DNS, 409, "needs_login", "the node is not up")
+        .start();
+    let text = fake.both(&["dns"]);
+    assert!(
+        text.contains("error: the node is switched off\n  to mend it: meshctl up\n"),
+        "{text}"
+    );
+    assert!(!text.contains("pxk_"), "{text}");
+    assert_eq!(text.matches("[exit 7]").count(), 2, "{text}");
+}
+
+#[test]
+fn names_that_somebody_wired_by_hand_are_nobodys_to_undo() {
+    let status = DnsStatus {
+        suffix: "proxima".to_owned(),
+        alias: "proxima.internal".to_owned(),
+        servers: Vec::new(),
+        manager: "none".to_owned(),
+        is_wired: true,
+        hint: None,
+        upstreams: Vec::new(),
+        n_models: 1,
+    };
+    let fake = Fake::bare().json("GET", PATH_DNS, &status).start();
+    let text = fake.meshctl(&["dns"]);
+    assert!(
+        text.contains("set up by hand; programs resolve these names"),
+        "{text}"
+    );
+    assert!(!text.contains("undo"), "{text}");
+}
+
+#[test]
+fn a_wrong_command_line_is_an_object_for_programs_too() {
+    let fake = Fake::bare().start();
+    let text = fake.meshctl(&["bogus", "--json"]);
+    assert!(text.contains("[exit 2]"), "{text}");
+    assert!(text.contains("\"schema_version\": 1"), "{text}");
+    assert!(text.contains("unrecognized subcommand 'bogus'"), "{text}");
+}
+
+#[test]
+fn down_claims_no_membership_that_there_is_not() {
+    let fake = Fake::bare()
+        .json("GET", PATH_STATUS, &status_of(RunState::NeedsLogin))
+        .done(PATH_DOWN)
+        .start();
+    let text = fake.meshctl(&["down"]);
+    assert!(text.contains("[exit 0]"), "{text}");
+    assert!(text.contains("This machine is in no mesh"), "{text}");
+}

@@ -7,10 +7,14 @@ use std::time::Duration;
 use mesh_proto::control::{BEAT_MS, Beat, NodeUpdate, PATH_BEAT, PATH_UPDATE};
 use mesh_proto::share::HostOffers;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, random};
 use super::{ControlError, Link, RevisionReceiver};
+
+/// A beat that takes longer comes too late: the coordinator gives a silent host three seconds.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the coordinator should know of this node. A new value replaces the one before it, so nothing queues up.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,13 +37,20 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let mut told: Option<Report> = None;
+    let mut n_streams = 0;
     let mut backoff = Backoff::default();
     let mut beat = tokio::time::interval(Duration::from_millis(BEAT_MS));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let current = report.borrow_and_update().clone();
+        if current.n_streams != n_streams {
+            // The stream was dialled anew: this connection may lead by a network that is gone.
+            link.disconnect();
+            n_streams = current.n_streams;
+        }
         let outcome = tokio::select! {
             () = cancel.cancelled() => return,
+            () = newer_stream(&report, n_streams) => continue,
             outcome = tell(&mut link, told.as_ref(), &current) => outcome,
         };
         match outcome {
@@ -65,13 +76,31 @@ pub async fn run(
                 let beat = Beat { revision: revision.borrow().unwrap_or_default() };
                 tokio::select! {
                     () = cancel.cancelled() => return,
-                    outcome = link.post(PATH_BEAT, &beat) => if let Err(err) = outcome {
-                        tracing::debug!(%err, "beat failed");
-                        told = None;
+                    () = newer_stream(&report, n_streams) => {}
+                    outcome = timeout(BEAT_TIMEOUT, link.post(PATH_BEAT, &beat)) => match outcome {
+                        Ok(Ok(())) => {}
+                        Ok(Err(err)) => {
+                            tracing::debug!(%err, "beat failed");
+                            told = None;
+                        }
+                        Err(_) => {
+                            tracing::debug!("a beat was not answered in time");
+                            link.disconnect();
+                        }
                     },
                 }
             }
         }
+    }
+}
+
+/// Ends when the map stream was dialled again.
+async fn newer_stream(report: &watch::Receiver<Report>, n_streams: u64) {
+    let mut report = report.clone();
+    let newer = report.wait_for(|report| report.n_streams != n_streams);
+    if newer.await.is_err() {
+        // The session ends; its cancellation comes by another way.
+        std::future::pending::<()>().await;
     }
 }
 

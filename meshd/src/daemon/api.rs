@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::control::code;
 use mesh_proto::local::{
-    DnsStatus, Models, PingReply, PingRequest, RunState, SetRequest, Settings, ShareRequest,
-    ShareStatus, Status, UpRequest,
+    DnsStatus, Models, PingReply, PingRequest, Problem, RunState, SetRequest, Settings,
+    ShareRequest, ShareStatus, Status, UpRequest,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::OVERLAY_FAILED;
 use super::command::{Answer, Command};
 use super::overlay::NAMES_PENDING;
 use crate::catalog::Catalog;
@@ -30,6 +31,7 @@ const READY_POLL: Duration = Duration::from_millis(50);
 pub(super) struct Api {
     commands: mpsc::Sender<Command>,
     run_state: watch::Receiver<RunState>,
+    trouble: watch::Receiver<Option<Problem>>,
     view: ViewReceiver,
     liveness: Arc<Liveness>,
     inventory: watch::Receiver<Arc<InventoryStatus>>,
@@ -39,6 +41,7 @@ impl Api {
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
         run_state: watch::Receiver<RunState>,
+        trouble: watch::Receiver<Option<Problem>>,
         view: ViewReceiver,
         liveness: Arc<Liveness>,
         inventory: watch::Receiver<Arc<InventoryStatus>>,
@@ -46,6 +49,7 @@ impl Api {
         Self {
             commands,
             run_state,
+            trouble,
             view,
             liveness,
             inventory,
@@ -153,8 +157,23 @@ impl LocalApi for Api {
                     "the coordinator did not answer in time; the join goes on: `meshctl status`",
                 ))
             })?;
-        self.wait_running(timeout.saturating_sub(started.elapsed()))
-            .await?;
+        let mut trouble = self.trouble.clone();
+        let is_failed = |trouble: &Option<Problem>| {
+            trouble
+                .as_ref()
+                .is_some_and(|problem| problem.code == OVERLAY_FAILED)
+        };
+        tokio::select! {
+            running = self.wait_running(timeout.saturating_sub(started.elapsed())) => running?,
+            // Why it failed is known at once: waiting for a retry to work would only hide it.
+            Ok(problem) = trouble.wait_for(is_failed) => {
+                let why = problem.as_ref().map_or("", |problem| problem.message.as_str());
+                return Err(LocalError::new(
+                    code::UNAVAILABLE,
+                    format!("the node joined, but its overlay cannot be made: {why}. meshd tries again from time to time"),
+                ));
+            }
+        }
         self.ask(Command::Status).await
     }
 

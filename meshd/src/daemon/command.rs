@@ -11,7 +11,7 @@ use mesh_proto::local::{
 };
 use tokio::sync::oneshot;
 
-use super::{Daemon, TALK_TIMEOUT, Talk, hostname, internal};
+use super::{Daemon, TALK_TIMEOUT, Talk, TalkUnderWay, hostname, internal};
 use crate::control::{self, ControlError, Joined, Link};
 use crate::inventory::ShareConfig;
 use crate::local::{LocalError, apply_settings};
@@ -92,20 +92,30 @@ impl Daemon {
             }
             (Some(_), Some(key)) if is_refused => Ok(Some(key)),
             (Some(_), None) if is_refused => {
-                let why = self
-                    .trouble
+                let trouble = self.trouble.borrow();
+                let why = trouble
                     .as_ref()
                     .map_or("the coordinator refuses this node", |problem| {
-                        &problem.message
+                        problem.message.as_str()
                     });
                 Err(LocalError::new(code::NEEDS_LOGIN, why))
             }
-            (Some(membership), _) => {
+            (Some(mut membership), key) => {
+                // A newer key of the same mesh tells where its coordinators are by now.
+                let is_moved = key.is_some_and(|key| {
+                    let is_moved = membership.urls != key.urls();
+                    membership.urls = key.urls().to_vec();
+                    is_moved
+                });
+                if is_moved {
+                    self.state.set_membership(&membership).map_err(internal)?;
+                }
                 self.state.set_on(true).map_err(internal)?;
-                if self
-                    .session
-                    .as_ref()
-                    .is_none_or(|session| session.overlay.is_none())
+                if is_moved
+                    || self
+                        .session
+                        .as_ref()
+                        .is_none_or(|session| session.overlay.is_none())
                 {
                     self.start_session(membership).await.map_err(internal)?;
                 }
@@ -124,18 +134,27 @@ impl Daemon {
             Err(err) => return drop(answer.send(Err(internal(err)))),
         };
         let hostname = name.unwrap_or_else(hostname);
-        self.start_talk(answer, async move {
+        self.start_talk(answer, true, async move {
             let ask = Joined {
                 auth_key: &auth_key,
                 machine_key: &machine_key,
                 node_key: &node_key,
                 hostname,
             };
-            Talk::Joined(timed(control::join(ask)).await)
+            let urls = auth_key.urls().join(", ");
+            Talk::Joined(timed(urls, control::join(ask)).await)
         });
     }
 
     async fn down(&mut self) -> Result<(), LocalError> {
+        // A join that ended after this would switch the node on again.
+        if self.talk.as_ref().is_some_and(|talk| talk.is_join)
+            && let Some(talk) = self.talk.take()
+        {
+            talk.task.abort();
+            let stopped = LocalError::new(code::CONFLICT, "`meshctl down` came in between");
+            drop(talk.answer.send(Err(stopped)));
+        }
         self.state.set_on(false).map_err(internal)?;
         self.stop_session().await;
         let state = if self.state.membership().map_err(internal)?.is_some() {
@@ -144,14 +163,15 @@ impl Daemon {
             RunState::NeedsLogin
         };
         self.run_state.send_replace(state);
-        self.trouble = None;
+        self.trouble.send_replace(None);
         Ok(())
     }
 
     fn logout(&mut self, answer: Answer<()>) {
         match self.link() {
-            Ok(mut link) => self.start_talk(answer, async move {
-                Talk::LoggedOut(timed(control::logout(&mut link)).await)
+            Ok(mut link) => self.start_talk(answer, false, async move {
+                let url = link.url().to_owned();
+                Talk::LoggedOut(timed(url, control::logout(&mut link)).await)
             }),
             Err(err) => drop(answer.send(Err(err))),
         }
@@ -160,12 +180,14 @@ impl Daemon {
     fn rotate(&mut self, answer: Answer<()>) {
         let prepared = self.link().and_then(|link| {
             let machine_key = self.state.machine_key().map_err(internal)?;
-            let node_key = self.state.fresh_node_key().map_err(internal)?;
+            let node_key = self.state.next_node_key().map_err(internal)?;
             Ok((link, machine_key, node_key))
         });
         match prepared {
-            Ok((mut link, machine_key, node_key)) => self.start_talk(answer, async move {
-                let told = timed(control::rotate(&mut link, &machine_key, &node_key)).await;
+            Ok((mut link, machine_key, node_key)) => self.start_talk(answer, false, async move {
+                let url = link.url().to_owned();
+                let asked = control::rotate(&mut link, &machine_key, &node_key);
+                let told = timed(url, asked).await;
                 Talk::Rotated(told.map(|()| node_key))
             }),
             Err(err) => drop(answer.send(Err(err))),
@@ -193,6 +215,7 @@ impl Daemon {
     fn start_talk(
         &mut self,
         answer: Answer<()>,
+        is_join: bool,
         talk: impl Future<Output = Talk> + Send + 'static,
     ) {
         if self.talk.is_some() {
@@ -202,7 +225,11 @@ impl Daemon {
             );
             return drop(answer.send(Err(busy)));
         }
-        self.talk = Some((tokio::spawn(talk), answer));
+        self.talk = Some(TalkUnderWay {
+            task: tokio::spawn(talk),
+            is_join,
+            answer,
+        });
     }
 
     fn ping(&mut self, request: &PingRequest, answer: Answer<PingReply>) {
@@ -211,6 +238,13 @@ impl Daemon {
                 LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`");
             return drop(answer.send(Err(stopped)));
         };
+        if session.is_own_name(&request.target) {
+            let own = LocalError::new(
+                code::BAD_REQUEST,
+                format!("`{}` is this node itself: nothing to probe", request.target),
+            );
+            return drop(answer.send(Err(own)));
+        }
         let target = session.find_peer(&request.target);
         match target {
             Some(node) => session.ping(Instant::now(), node, answer),
@@ -300,9 +334,12 @@ fn check_share(share: &ShareConfig) -> Result<(), String> {
     }
 }
 
-async fn timed<T>(talk: impl Future<Output = Result<T, ControlError>>) -> Result<T, ControlError> {
+async fn timed<T>(
+    url: String,
+    talk: impl Future<Output = Result<T, ControlError>>,
+) -> Result<T, ControlError> {
     let late = || ControlError::Unreachable {
-        url: String::new(),
+        url,
         reason: "no answer in time".to_owned(),
     };
     tokio::time::timeout(TALK_TIMEOUT, talk)

@@ -14,18 +14,37 @@ const N_DELTAS_MAX: usize = 512;
 pub(super) enum Applied {
     /// The map is another.
     Changed,
+    /// The map is another, and a full one should follow.
+    ChangedNeedsFull,
     /// The map is as it was.
     Same,
+    /// The frame is older than the map that the node has; it was refused.
+    Older,
     /// The frame does not fit what is known: ask for a full map.
     NeedsFull,
+}
+
+impl Applied {
+    pub(super) fn is_changed(self) -> bool {
+        matches!(self, Self::Changed | Self::ChangedNeedsFull)
+    }
+
+    pub(super) fn needs_full(self) -> bool {
+        matches!(self, Self::NeedsFull | Self::ChangedNeedsFull)
+    }
 }
 
 /// The map and where it stands.
 #[derive(Debug)]
 pub(super) struct MapKeeper {
     netmap: Option<Netmap>,
+    /// What the next stream resumes from; `None` asks for a full map.
     revision: Option<Revision>,
+    /// The newest that was ever taken in. Nothing older is, whatever was asked for in between.
+    newest: Option<Revision>,
     n_deltas: usize,
+    /// The kept lines end in one that is cut or missing: nothing may follow it, only a full map mends it.
+    is_log_broken: bool,
 }
 
 impl MapKeeper {
@@ -34,18 +53,27 @@ impl MapKeeper {
         let mut keeper = Self {
             netmap: None,
             revision: None,
+            newest: None,
             n_deltas: 0,
+            is_log_broken: false,
         };
-        for line in state.map_lines()? {
+        let kept = state.map_lines()?;
+        keeper.is_log_broken = kept.is_cut;
+        for line in kept.lines {
             let frame =
                 MapFrame::from_line(&line, &credentials.coordinator_key, &credentials.node_id);
             let Ok(frame) = frame else {
                 tracing::warn!("the kept map does not verify from here on");
+                keeper.is_log_broken = true;
                 break;
             };
-            if keeper.apply(frame) == Applied::NeedsFull {
+            if matches!(keeper.apply(frame), Applied::NeedsFull | Applied::Older) {
+                keeper.is_log_broken = true;
                 break;
             }
+        }
+        if keeper.is_log_broken {
+            keeper.ask_full();
         }
         Ok(keeper)
     }
@@ -54,11 +82,17 @@ impl MapKeeper {
         self.netmap.as_ref()
     }
 
+    /// What to resume from.
     pub(super) fn revision(&self) -> Option<Revision> {
         self.revision
     }
 
-    /// Forgets where the map stands, so that the next stream brings a full one. The map itself stays in use.
+    /// Where the map in use stands.
+    pub(super) fn newest(&self) -> Option<Revision> {
+        self.newest
+    }
+
+    /// Has the next stream bring a full map. The map in use stays, and with it what counts as older.
     pub(super) fn ask_full(&mut self) {
         self.revision = None;
     }
@@ -67,33 +101,42 @@ impl MapKeeper {
     pub(super) fn on_frame(&mut self, frame: MapFrame, line: &str, state: &StateDir) -> Applied {
         let is_full = matches!(frame.body, MapBody::Full(_));
         let applied = self.apply(frame);
-        if applied == Applied::Changed {
-            let kept = if is_full {
-                state.replace_map(line)
-            } else {
-                state.append_map(line)
-            };
-            if let Err(err) = kept {
+        if applied != Applied::Changed {
+            return applied;
+        }
+        let kept = if is_full {
+            state.replace_map(line).map(|()| true)
+        } else if self.is_log_broken {
+            Ok(false)
+        } else {
+            state.append_map(line).map(|()| true)
+        };
+        match kept {
+            Ok(is_kept) => self.is_log_broken = !is_kept,
+            Err(err) => {
                 // The mesh goes on without it; only a restart with no coordinator in reach would miss it.
                 tracing::warn!(%err, "cannot keep the map");
+                self.is_log_broken = true;
             }
-            if self.n_deltas >= N_DELTAS_MAX {
-                return Applied::NeedsFull;
-            }
+        }
+        if self.n_deltas >= N_DELTAS_MAX {
+            return Applied::ChangedNeedsFull;
         }
         applied
     }
 
     fn apply(&mut self, frame: MapFrame) -> Applied {
+        let is_older = self.newest.is_some_and(|newest| frame.revision < newest);
         match frame.body {
-            MapBody::Full(_) if self.revision.is_some_and(|known| frame.revision < known) => {
-                tracing::warn!(known = ?self.revision, told = ?frame.revision, "the coordinator offers an older map; refused");
-                Applied::Same
+            MapBody::Heartbeat {} => Applied::Same,
+            MapBody::Full(_) | MapBody::Delta { .. } if is_older => {
+                tracing::warn!(known = ?self.newest, told = ?frame.revision, "the coordinator offers an older map; refused");
+                Applied::Older
             }
             MapBody::Full(mut netmap) => {
                 netmap.peers.retain(is_genuine);
                 self.netmap = Some(*netmap);
-                self.revision = Some(frame.revision);
+                self.take(frame.revision);
                 self.n_deltas = 0;
                 Applied::Changed
             }
@@ -106,12 +149,16 @@ impl MapKeeper {
                 };
                 delta.peers.retain(is_genuine);
                 netmap.apply(*delta);
-                self.revision = Some(frame.revision);
+                self.take(frame.revision);
                 self.n_deltas += 1;
                 Applied::Changed
             }
-            MapBody::Heartbeat {} => Applied::Same,
         }
+    }
+
+    fn take(&mut self, revision: Revision) {
+        self.revision = Some(revision);
+        self.newest = Some(revision);
     }
 }
 
@@ -123,3 +170,6 @@ fn is_genuine(id: &NodeId, peer: &mut PeerEntry) -> bool {
     }
     verdict.is_ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -310,11 +310,12 @@ impl Overlay {
                     fix: None,
                 });
             }
-            if let Some(hint) = status.and_then(|status| status.hint) {
+            if status.is_some_and(|status| !status.is_wired) {
                 problems.push(Problem {
                     code: "dns_unmanaged".to_owned(),
-                    message: hint,
-                    fix: None,
+                    message: "this system's resolver does not know the mesh's names, and must be told by hand"
+                        .to_owned(),
+                    fix: Some("meshctl dns".to_owned()),
                 });
             }
         }

@@ -32,6 +32,9 @@ const N_PINGS_MAX: usize = 64;
 /// How far the coordinator's clock may be off before it is worth a word.
 const CLOCK_SKEW_MAX_MS: u64 = 300_000;
 
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+
 /// Everything that exists while the node is switched on.
 pub(super) struct Session {
     pub(super) events: mpsc::Receiver<ControlEvent>,
@@ -41,6 +44,8 @@ pub(super) struct Session {
     /// The map without expired peers, as the parts see it.
     shown: Option<Arc<Netmap>>,
     next_expiry_ms: Option<u64>,
+    /// When the overlay, which could not be made, is tried again, and how often it failed.
+    retry: Option<(Instant, u32)>,
     report: watch::Sender<Report>,
     revision: watch::Sender<Option<Revision>>,
     redial: watch::Sender<u64>,
@@ -58,6 +63,8 @@ pub(super) struct ControlState {
     last_heard: Option<Instant>,
     error: Option<String>,
     pub(super) clock_skew_ms: Option<i64>,
+    /// The last map that was refused for being older than the one in use.
+    pub(super) refused_map: Option<Revision>,
 }
 
 impl Session {
@@ -116,6 +123,7 @@ impl Session {
             map,
             shown: None,
             next_expiry_ms: None,
+            retry: None,
             report,
             revision,
             redial,
@@ -157,7 +165,10 @@ impl Session {
             // A wall clock may jump; look again within the hour whatever it says.
             Instant::now() + left.min(Duration::from_secs(3600))
         });
-        [engine, expiry].into_iter().flatten().min()
+        [engine, expiry, self.retry.map(|(at, _)| at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes in what the control client says; true when the map changed.
@@ -180,18 +191,22 @@ impl Session {
             ControlEvent::Frame { frame, line } => {
                 self.status.last_heard = Some(Instant::now());
                 self.status.clock_skew_ms = clock_skew(frame.sent_at_ms, unix_ms());
+                let told = frame.revision;
                 let applied = self.map.on_frame(*frame, &line, state);
-                if applied == Applied::NeedsFull {
+                if applied.needs_full() {
                     self.map.ask_full();
                 }
                 self.revision.send_replace(self.map.revision());
-                if applied == Applied::NeedsFull {
+                if applied.needs_full() {
                     self.redial.send_modify(|n| *n += 1);
                 }
-                if applied == Applied::Changed {
+                if applied == Applied::Older {
+                    self.status.refused_map = Some(told);
+                } else if applied.is_changed() {
+                    self.status.refused_map = None;
                     self.show();
                 }
-                applied == Applied::Changed
+                applied.is_changed()
             }
         }
     }
@@ -211,8 +226,16 @@ impl Session {
         }
         let overlay = match &mut self.overlay {
             Some(overlay) => overlay,
-            None => self.overlay.insert(Overlay::start(&netmap, parts).await?),
+            None => match Overlay::start(&netmap, parts).await {
+                Ok(overlay) => self.overlay.insert(overlay),
+                Err(err) => {
+                    let n_failures = self.retry.map_or(0, |(_, n)| n);
+                    self.retry = Some((Instant::now() + retry_after(n_failures), n_failures + 1));
+                    return Err(err);
+                }
+            },
         };
+        self.retry = None;
         overlay.engine.handle_control(
             Instant::now(),
             Update::Netmap {
@@ -221,6 +244,37 @@ impl Session {
             },
         );
         Ok(())
+    }
+
+    /// Whether it is time to try the overlay again.
+    pub(super) fn is_retry_due(&self, now: Instant) -> bool {
+        self.overlay.is_none() && self.retry.is_some_and(|(at, _)| at <= now)
+    }
+
+    /// Takes a rotated key into use of which the coordinator knows, but this node never heard the answer.
+    pub(super) fn adopt_node_key(&mut self, state: &StateDir) {
+        let Some(netmap) = &self.shown else { return };
+        match state.adopt_next_node_key(&netmap.node.node_key) {
+            Ok(None) => {}
+            Ok(Some(node_key)) => {
+                tracing::info!("the coordinator has the new tunnel key already; it is in use now");
+                if let Some(overlay) = &mut self.overlay {
+                    let update = Update::NodeKey(node_key);
+                    overlay.engine.handle_control(Instant::now(), update);
+                }
+            }
+            Err(err) => tracing::warn!(%err, "cannot take the new tunnel key into use"),
+        }
+    }
+
+    /// Whether a text names this node itself.
+    pub(super) fn is_own_name(&self, text: &str) -> bool {
+        self.shown.as_ref().is_some_and(|netmap| {
+            let node = &netmap.node;
+            let addrs = [IpAddr::V4(node.ipv4), IpAddr::V6(node.ipv6)];
+            let suffix = &netmap.network.suffix;
+            names_node(text, &node.id, node.name.as_str(), suffix, addrs)
+        })
     }
 
     /// Leaves peers out whose key has expired meanwhile; true when there were any.
@@ -263,7 +317,7 @@ impl Session {
     ) {
         let Some(netmap) = &self.shown else { return };
         view.send_replace(Some(Arc::new(View {
-            revision: self.map.revision().unwrap_or_default(),
+            revision: self.map.newest().unwrap_or_default(),
             netmap: Arc::clone(netmap),
             own_offers: Arc::clone(offers),
             settings: settings.clone(),
@@ -332,6 +386,8 @@ impl Session {
             .as_ref()
             .map(|overlay| overlay.endpoints.clone())
             .unwrap_or_default();
+        // What others saw is worth more than the last of many addresses of a machine's own.
+        endpoints.truncate(N_ENDPOINTS_MAX.saturating_sub(self.reflexive.len()));
         endpoints.extend(self.reflexive.iter().copied());
         let mut seen = std::collections::BTreeSet::new();
         endpoints.retain(|endpoint| seen.insert(*endpoint));
@@ -414,10 +470,17 @@ impl Session {
                 .status
                 .last_heard
                 .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            revision: self.map.revision().unwrap_or_default(),
+            revision: self.map.newest().unwrap_or_default(),
             error: self.status.error.clone(),
         }
     }
+}
+
+/// How long until an overlay that could not be made is tried again: soon, then more rarely.
+fn retry_after(n_failures: u32) -> Duration {
+    RETRY_FIRST
+        .saturating_mul(1 << n_failures.min(8))
+        .min(RETRY_LONGEST)
 }
 
 /// How far this machine's clock is behind the coordinator's, when it is far.
@@ -439,6 +502,13 @@ pub(super) fn unix_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_overlay_is_tried_again_soon_and_then_more_rarely() {
+        assert_eq!(retry_after(0), RETRY_FIRST);
+        assert_eq!(retry_after(1), RETRY_FIRST * 2);
+        assert_eq!(retry_after(u32::MAX), RETRY_LONGEST);
+    }
 
     #[test]
     fn only_a_clock_that_is_far_off_is_told() {

@@ -8,6 +8,7 @@ use mesh_proto::id::NodeId;
 use mesh_proto::local::{
     DnsStatus, NodeStatus, PathStatus, PeerStatus, Problem, ShareStatus, Status,
 };
+use mesh_proto::netmap::Revision;
 
 use super::Daemon;
 use super::session::Session;
@@ -53,7 +54,7 @@ impl Daemon {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> = self.trouble.iter().cloned().collect();
+        let mut problems: Vec<Problem> = self.trouble.borrow().iter().cloned().collect();
         if let Some(session) = &self.session {
             let coordinator = session.coordinator_status();
             if let (false, Some(error)) = (coordinator.is_connected, &coordinator.error) {
@@ -62,6 +63,16 @@ impl Daemon {
                     code: "coordinator_unreachable".to_owned(),
                     message,
                     fix: None,
+                });
+            }
+            let expired = session
+                .netmap()
+                .and_then(|netmap| netmap.node.expires_at_ms);
+            if expired.is_some_and(|at| at <= super::session::unix_ms()) {
+                problems.push(Problem {
+                    code: "node_expired".to_owned(),
+                    message: "this node's key has expired: peers talk to it no longer".to_owned(),
+                    fix: Some("meshctl up --auth-key pxk_…".to_owned()),
                 });
             }
             if let Some(skew) = session.status.clock_skew_ms {
@@ -76,6 +87,12 @@ impl Daemon {
                     fix,
                 });
             }
+            problems.extend(
+                session
+                    .status
+                    .refused_map
+                    .map(|told| older_map(told, coordinator.revision)),
+            );
             if let Some(overlay) = &session.overlay {
                 problems.extend(overlay.problems(self.settings.dns && self.config.dns));
             }
@@ -97,6 +114,9 @@ impl Daemon {
 
     pub(super) fn share_status(&self) -> ShareStatus {
         let share = self.share.borrow().clone();
+        let mut offers = (**self.inventory.offers.borrow()).clone();
+        // The offers follow the settings a moment later, and are empty while sharing is off.
+        offers.audience = share.audience.clone();
         let inventory = self.inventory.status.borrow().clone();
         let (n_active, n_queued) = self
             .session
@@ -106,7 +126,7 @@ impl Daemon {
         ShareStatus {
             is_on: share.is_on,
             models: share.models,
-            offers: (**self.inventory.offers.borrow()).clone(),
+            offers,
             backends: inventory.backend_statuses(),
             n_active,
             n_queued,
@@ -124,6 +144,19 @@ impl Daemon {
             .ok_or_else(|| {
                 LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
             })
+    }
+}
+
+fn older_map(told: Revision, known: Revision) -> Problem {
+    let message = format!(
+        "the coordinator offers an older map ({}.{}) than this node has ({}.{}), as after its database was restored from a \
+         backup; it is refused, and changes of the mesh do not arrive. If its operator restored it: leave and join again",
+        told.epoch, told.version, known.epoch, known.version
+    );
+    Problem {
+        code: "map_rolled_back".to_owned(),
+        message,
+        fix: Some("meshctl logout && meshctl up --auth-key pxk_…".to_owned()),
     }
 }
 

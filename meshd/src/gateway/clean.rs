@@ -12,6 +12,10 @@ use super::json::{Object, fold_key, misspelled};
 
 /// The most tokens that one request may have generated.
 const N_TOKENS_MAX: u64 = 32_768;
+/// The longest window for repetitions; a server allocates what is asked for.
+const REPEAT_WINDOW_MAX: u64 = 32_768;
+/// The most alternatives told with a token, as OpenAI has it; more make a reply of any size.
+const N_LOGPROBS_MAX: u64 = 20;
 /// The most messages in one conversation.
 const N_MESSAGES_MAX: usize = 4_096;
 /// The most tools in one request.
@@ -312,6 +316,7 @@ fn clean_options(route: Infer, kept: &mut Object, context_length: u64) -> Result
         )));
     }
     options.retain(|key, value| SAMPLING.contains(&key.as_str()) && !value.is_null());
+    cap(&mut options, "repeat_last_n", REPEAT_WINDOW_MAX);
     if matches!(route, Infer::Generate | Infer::Chat) {
         let asked = match options.get("num_predict") {
             None => None,
@@ -333,6 +338,9 @@ fn clean_options(route: Infer, kept: &mut Object, context_length: u64) -> Result
 }
 
 fn clean_limits(kept: &mut Object) -> Result<(), Refusal> {
+    for key in ["logprobs", "top_logprobs"] {
+        cap(kept, key, N_LOGPROBS_MAX);
+    }
     for key in ["max_tokens", "max_completion_tokens", "max_output_tokens"] {
         let Some(value) = kept.get_mut(key) else {
             continue;
@@ -345,6 +353,32 @@ fn clean_limits(kept: &mut Object) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Lowers a number; what is none is left to the backend to refuse.
+fn cap(object: &mut Object, key: &str, max: u64) {
+    if let Some(value) = object.get_mut(key)
+        && value.as_f64().is_some_and(|n| n > max as f64)
+    {
+        *value = max.into();
+    }
+}
+
+/// Gives a request that names no limit the host's, where the backend has none.
+pub(crate) fn bound_tokens(route: Infer, body: &mut Object) {
+    let keys: &[&str] = match route {
+        Infer::V1Chat => &["max_tokens", "max_completion_tokens"],
+        Infer::V1Completions | Infer::V1Messages => &["max_tokens"],
+        Infer::V1Responses => &["max_output_tokens"],
+        Infer::Chat | Infer::Generate | Infer::Embed | Infer::Embeddings | Infer::V1Embeddings => {
+            return;
+        }
+    };
+    if let Some(first) = keys.first()
+        && !keys.iter().any(|key| body.contains_key(*key))
+    {
+        body.insert((*first).to_owned(), N_TOKENS_MAX.into());
+    }
 }
 
 /// Keeps the tools that the caller runs by itself. Those that a server would run (web search) are dropped: they would

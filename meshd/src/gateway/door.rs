@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_proto::id::{NodeId, NodeName};
 use mesh_proto::name::{fold, normalise};
-use mesh_proto::share::BackendApi;
+use mesh_proto::share::{Audience, BackendApi};
 use serde_json::{Value, json};
 
 use super::admit::{Infer, Route, admit, is_cloud_name};
@@ -23,7 +23,7 @@ use super::json::Object;
 use super::listing::{self, Listed};
 use super::relay::{Filter, Relay};
 use super::translate::{self, Frame, StreamTranslator, Translated};
-use super::upstream::{Target, UpstreamBody, UpstreamError};
+use super::upstream::{Patience, Target, UpstreamBody, UpstreamError};
 use super::{Core, ReplyBody, server, upstream};
 use crate::catalog::Catalog;
 use crate::inventory::{InventoryStatus, Shared};
@@ -89,11 +89,11 @@ pub(crate) async fn answer(
             ok(&listing::v1_model(&listed))
         }
         Route::Show => {
-            let asked = server::read(core, request).await?;
+            let asked = server::read(&core.bodies, request).await?;
             show(core, &view, alias.as_ref(), &asked.body).await?
         }
         Route::Infer(route) => {
-            let mut asked = server::read(core, request).await?;
+            let mut asked = server::read(&core.bodies, request).await?;
             let body = std::mem::take(&mut asked.body);
             infer(core, &view, guest, route, alias.as_ref(), body).await?
         }
@@ -140,11 +140,14 @@ fn identify(view: &View, share: &InventoryStatus, from: IpAddr) -> Result<Option
         Caller::Own => Ok(None),
         Caller::Peer(id, peer) => {
             let owner = view.netmap.node.user;
-            if share
-                .config
-                .audience
-                .admits(owner, peer.user, &peer.user_name)
-            {
+            let audience = &share.config.audience;
+            // A tagged node acts as no user: its registrar's rights are not its own.
+            let is_admitted = if peer.tags.is_empty() {
+                audience.admits(owner, peer.user, &peer.user_name)
+            } else {
+                *audience == Audience::Everyone
+            };
+            if is_admitted {
                 Ok(Some(id))
             } else {
                 Err(Refusal::forbidden(
@@ -240,7 +243,8 @@ pub(crate) async fn show(
     }
     let asked = json!({ "model": shared.offer.model, "verbose": false });
     let target = Target::Backend(shared.authority.clone());
-    let sent = upstream::post(&target, "/api/show", Bytes::from(asked.to_string()));
+    let asked = Bytes::from(asked.to_string());
+    let sent = upstream::post(&core.pool, &target, "/api/show", asked, Patience::SHORT);
     let (head, body) = sent
         .await
         .map_err(|err| unreachable_backend(&err))?
@@ -280,13 +284,24 @@ pub(crate) async fn infer(
     let names = Names::new(&share, &catalog, &view.netmap.node.name);
     let shared = names.resolve(Some(route), clean::model_of(&body)?, alias)?;
     let model = &shared.offer.model;
-    let cleaned = clean::clean(route, body, model, shared.offer.context_length)?;
+    let mut cleaned = clean::clean(route, body, model, shared.offer.context_length)?;
+    if shared.offer.api == BackendApi::Ollama {
+        // It shifts its window and goes on for ever; the others stop at its end, and refuse a limit beyond it.
+        clean::bound_tokens(route, &mut cleaned.body);
+    }
     let mut record = Record::new(guest, model, route.path(), core.meter.clone());
     let slot = core
         .queue
         .acquire(guest, QUEUE_DEADLINE)
         .await
         .map_err(|err| Refusal::busy(err.to_string()))?;
+    let now = core.share();
+    let is_still = |s: &Shared| s.offer.model == *model && s.authority == shared.authority;
+    if !(now.config.is_on && now.shared.iter().any(is_still)) {
+        return Err(Refusal::busy(
+            "this host stopped to share the model while the request waited",
+        ));
+    }
     let frame = Frame {
         model: model.clone(),
         route,
@@ -302,12 +317,13 @@ pub(crate) async fn infer(
             return Ok(one_line(&frame.load(), cleaned.is_stream));
         }
         Some(Translated::Send(route, body)) => (route, body),
-        None => (route, cleaned.body.clone()),
+        None => (route, std::mem::take(&mut cleaned.body)),
     };
     let is_translated = sent_route != route;
     let target = Target::Backend(shared.authority.clone());
     let bytes = Bytes::from(Value::Object(sent).to_string());
-    let (head, upstream) = upstream::post(&target, sent_route.path(), bytes)
+    let patience = Patience::of(cleaned.is_stream);
+    let (head, upstream) = upstream::post(&core.pool, &target, sent_route.path(), bytes, patience)
         .await
         .map_err(|err| unreachable_backend(&err))?
         .into_parts();
@@ -414,6 +430,10 @@ fn unreachable_backend(err: &UpstreamError) -> Refusal {
     tracing::debug!(%err, "backend failed");
     match err {
         UpstreamError::Connect(_) => Refusal::busy("the model server of this host is not running"),
+        UpstreamError::Silent => Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the model server of this host stopped answering",
+        ),
         UpstreamError::Broken(_) | UpstreamError::Body => Refusal::new(
             StatusCode::BAD_GATEWAY,
             "the model server of this host broke off",

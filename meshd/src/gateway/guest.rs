@@ -17,7 +17,8 @@ use super::dialect::{Dialect, Refusal, json_reply};
 use super::json::Object;
 use super::listing::{self, Listed};
 use super::relay::{Filter, Relay};
-use super::upstream::Target;
+use super::server::Asked;
+use super::upstream::{Patience, Target, UpstreamError};
 use super::{Core, ReplyBody, door, server, upstream};
 use crate::catalog::{Catalog, Entry, HostOffer, Lookup};
 use crate::view::{Caller, View};
@@ -107,7 +108,7 @@ pub(crate) async fn answer(
         Route::Infer(route) => Call::Infer(route),
     };
     let alias = door::host_alias(&request, &view);
-    let asked = server::read(core, request).await?;
+    let asked = server::read(&core.own_bodies, request).await?;
     let entry = match (clean::model_of(&asked.body)?, &alias) {
         (Some(name), _) => {
             let found = catalog.lookup_model(name);
@@ -138,7 +139,7 @@ pub(crate) async fn answer(
     // Hosts that were found down come last: they may be back, and nobody else has the model.
     hosts.sort_by_key(|offer| !offer.is_online || core.is_down(&offer.node));
     hosts.truncate(N_ATTEMPTS_MAX);
-    send(core, &view, call, &hosts, &asked.body).await
+    send(core, &view, call, &hosts, asked).await
 }
 
 fn ok(value: &Value) -> Response<ReplyBody> {
@@ -238,17 +239,23 @@ async fn send(
     view: &Arc<View>,
     call: Call,
     hosts: &[&HostOffer],
-    body: &Object,
+    mut asked: Asked,
 ) -> Result<Response<ReplyBody>, Refusal> {
+    let body = &mut asked.body;
+    body.remove("name");
     let mut last: Option<Result<Response<ReplyBody>, Refusal>> = None;
     for (at, host) in hosts.iter().enumerate() {
-        let mut body = body.clone();
-        body.remove("name");
         body.insert("model".to_owned(), Value::String(host.offer.model.clone()));
         let mut tried = if host.is_self {
+            // Only a copy where another host may need it.
+            let body = if at + 1 == hosts.len() {
+                std::mem::take(body)
+            } else {
+                body.clone()
+            };
             local(core, view, call, body).await
         } else {
-            remote(core, host, call, &body).await
+            remote(core, host, call, body).await
         };
         if let Ok(reply) = &mut tried {
             door::sign(reply, &host.name, Some(at + 1));
@@ -297,17 +304,31 @@ async fn remote(
     let filter = call.filter(body)?;
     let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
     let addr = SocketAddr::new(IpAddr::V4(host.ipv4), core.peer_port);
+    let patience = match call {
+        Call::Show => Patience::SHORT,
+        Call::Infer(_) => Patience::of(filter.is_stream()).through_queue(),
+    };
     let unreachable = |text: &str| {
         Refusal::new(
             StatusCode::BAD_GATEWAY,
             format!("the host {} {text}", host.name),
         )
     };
-    let reply = match upstream::post(&Target::Host(addr), call.path(), bytes).await {
+    let reply = match upstream::post(
+        &core.pool,
+        &Target::Host(addr),
+        call.path(),
+        bytes,
+        patience,
+    )
+    .await
+    {
         Ok(reply) => reply,
         Err(err) => {
             tracing::debug!(host = %host.name, %err, "host failed");
-            core.liveness.mark_down(host.node, Instant::now());
+            if !matches!(err, UpstreamError::Silent) {
+                core.liveness.mark_down(host.node, Instant::now());
+            }
             return Err(unreachable("cannot be reached at the moment"));
         }
     };

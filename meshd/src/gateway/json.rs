@@ -3,6 +3,7 @@
 //! Decoders differ on a doubled key and on a key in other letters (Go takes the last one and ignores case), so a body that
 //! holds either is refused rather than interpreted.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -20,7 +21,8 @@ pub(crate) fn parse_object(body: &[u8]) -> Result<Object, String> {
         return Err("missing request body".to_owned());
     }
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let value = Strict
+    let left = Cell::new(BUDGET);
+    let value = Strict { left: &left }
         .deserialize(&mut reader)
         .map_err(|err| format!("the request is not valid JSON: {err}"))?;
     reader
@@ -52,18 +54,36 @@ pub(crate) fn misspelled<'a>(object: &'a Object, known: &[&str]) -> Option<&'a s
     })
 }
 
-#[derive(Clone, Copy)]
-struct Strict;
+/// How much may be made of one body: a value counts 1, an object [`OBJECT_COST`]. A few bytes of text become hundreds in
+/// memory, so the length of a body bounds nothing.
+const BUDGET: usize = 1 << 18;
+/// An object's share of the budget.
+const OBJECT_COST: usize = 16;
 
-impl<'de> DeserializeSeed<'de> for Strict {
+#[derive(Clone, Copy)]
+struct Strict<'a> {
+    left: &'a Cell<usize>,
+}
+
+impl Strict<'_> {
+    fn charge<E: de::Error>(self, cost: usize) -> Result<(), E> {
+        let left = self.left.get().checked_sub(cost);
+        self.left
+            .set(left.ok_or_else(|| E::custom("it holds too many values"))?);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.charge(1)?;
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,6 +129,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        self.charge(OBJECT_COST)?;
         let mut object = Object::new();
         while let Some(key) = map.next_key::<String>()? {
             if object.contains_key(&key) {
@@ -120,5 +141,26 @@ impl<'de> Visitor<'de> for Strict {
             object.insert(key, value);
         }
         Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_cannot_grow_in_memory() {
+        let many = |what: &str, n: usize| {
+            let body = format!("{{\"x\":[{}1]}}", format!("{what},").repeat(n));
+            parse_object(body.as_bytes())
+        };
+        assert!(many("0", 200_000).is_ok());
+        assert!(many(r#"{"":0}"#, 10_000).is_ok());
+        for (what, n) in [("0", 300_000), ("[]", 300_000), (r#"{"":0}"#, 20_000)] {
+            assert!(
+                many(what, n).unwrap_err().contains("too many values"),
+                "{what}"
+            );
+        }
     }
 }

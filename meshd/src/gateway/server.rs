@@ -7,17 +7,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, ORIGIN};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::admit::{Infer, Route};
 use super::dialect::{Dialect, Refusal, full, json_reply};
@@ -30,8 +32,10 @@ const N_CONNECTIONS_MAX: usize = 1_024;
 const N_CONNECTIONS_PER_PEER_MAX: usize = 128;
 /// How long the head of a request may take, an idle connection included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a body may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a body may take, beside the time for its length.
+const BODY_GRACE: Duration = Duration::from_secs(10);
+/// Bytes a second that a body must come with.
+const BODY_RATE_MIN: usize = 64 << 10;
 /// The largest body.
 const BODY_MAX: usize = 8 << 20;
 /// The largest body that holds pictures.
@@ -265,7 +269,10 @@ pub(crate) struct Asked {
 }
 
 /// Reads and parses a body, within the bounds of size, time and memory.
-pub(crate) async fn read(core: &Core, request: Request<Incoming>) -> Result<Asked, Refusal> {
+pub(crate) async fn read(
+    bodies: &Arc<Semaphore>,
+    request: Request<Incoming>,
+) -> Result<Asked, Refusal> {
     if let Some(encoding) = request.headers().get(CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
     {
@@ -286,29 +293,39 @@ pub(crate) async fn read(core: &Core, request: Request<Incoming>) -> Result<Aske
     };
     let told = request.headers().get(CONTENT_LENGTH);
     let told: Option<usize> = told.and_then(|value| value.to_str().ok()?.parse().ok());
-    let n_expected = told.unwrap_or(BODY_WITH_IMAGES_MAX);
-    if n_expected > BODY_WITH_IMAGES_MAX {
+    if told.is_some_and(|n| n > BODY_WITH_IMAGES_MAX) {
         return Err(too_large());
     }
-    let n_mib = u32::try_from((n_expected >> 20) + 1).unwrap_or(u32::MAX);
-    let granted = Arc::clone(&core.bodies).acquire_many_owned(n_mib);
-    let Ok(Ok(memory)) = tokio::time::timeout(BODY_TIMEOUT, granted).await else {
-        return Err(Refusal::busy(
-            "too many large requests at once; try again shortly",
-        ));
-    };
-    let reading = upstream::read_body(request.into_body(), BODY_WITH_IMAGES_MAX);
-    let bytes: Bytes = match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(err)) if err.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
-        Ok(Err(_)) => return Err(Refusal::bad_request("the request body broke off")),
-        Err(_) => {
-            return Err(Refusal::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the request body took too long",
-            ));
+    let started = Instant::now();
+    let mut incoming = request.into_body();
+    let mut bytes = BytesMut::new();
+    // Room is taken for what came, never for what was promised: a caller that sends nothing keeps nobody out.
+    let mut memory = take_room(bodies, 1)?;
+    loop {
+        let deadline = started + time_for(bytes.len());
+        let frame = match tokio::time::timeout_at(deadline, incoming.frame()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => return Err(Refusal::bad_request("the request body broke off")),
+            Err(_) => {
+                return Err(Refusal::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the request body took too long",
+                ));
+            }
+        };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if bytes.len() + data.len() > BODY_WITH_IMAGES_MAX {
+            return Err(too_large());
         }
-    };
+        bytes.extend_from_slice(&data);
+        let n_mib = (bytes.len() >> 20) + 1;
+        if n_mib > memory.num_permits() {
+            memory.merge(take_room(bodies, n_mib - memory.num_permits())?);
+        }
+    }
     let body = json::parse_object(&bytes).map_err(Refusal::bad_request)?;
     if bytes.len() > BODY_MAX && !clean::has_images(&body) {
         return Err(too_large());
@@ -317,6 +334,19 @@ pub(crate) async fn read(core: &Core, request: Request<Incoming>) -> Result<Aske
         body,
         _memory: memory,
     })
+}
+
+fn take_room(bodies: &Arc<Semaphore>, n_mib: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    let n_mib = u32::try_from(n_mib).unwrap_or(u32::MAX);
+    Arc::clone(bodies)
+        .try_acquire_many_owned(n_mib)
+        .map_err(|_| Refusal::busy("too many large requests at once; try again shortly"))
+}
+
+/// How long a body may take when so much of it came: slow ones are cut soon, long ones have the time that they need.
+fn time_for(n_bytes: usize) -> Duration {
+    let secs = u64::try_from(n_bytes / BODY_RATE_MIN).unwrap_or(u64::MAX);
+    BODY_GRACE.saturating_add(Duration::from_secs(secs))
 }
 
 /// The refusal for a name that is nowhere, with what may have been meant.

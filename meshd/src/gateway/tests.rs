@@ -409,6 +409,12 @@ impl Seen {
         self.stream.write_all(b"0\r\n\r\n").await.unwrap();
     }
 
+    /// Waits for another request on the same connection.
+    pub(super) async fn read(&mut self) {
+        let mut bytes = [0; 4096];
+        assert!(soon(self.stream.read(&mut bytes)).await.unwrap() > 0, "cut");
+    }
+
     /// Waits until the gateway cuts the connection.
     pub(super) async fn gone(&mut self) {
         let mut byte = [0];

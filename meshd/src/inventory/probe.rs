@@ -23,6 +23,9 @@ const LIST_MAX: usize = 8 << 20;
 /// Header of every answer of a coordinator.
 const COORDINATOR_HEADER: &str = "proxima-nonce";
 
+/// How [`fetch`] tells that there is no such call.
+const NOT_FOUND: &str = " answered 404";
+
 /// A model server that answered.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Probe {
@@ -45,8 +48,7 @@ pub(crate) async fn probe(url: &str) -> Result<Probe, Miss> {
     let authority = authority_of(url)?;
     if let Ok(version) = fetch(&authority, "/api/version").await?
         && version.get("version").is_some_and(Value::is_string)
-        && let Ok(tags) = fetch(&authority, "/api/tags").await?
-        && tags.get("models").is_some_and(Value::is_array)
+        && let Some(tags) = tags(&authority).await?
     {
         let loaded = fetch(&authority, "/api/ps").await?.unwrap_or_default();
         return Ok(Probe {
@@ -74,6 +76,17 @@ pub(crate) async fn probe(url: &str) -> Result<Probe, Miss> {
         api: BackendApi::OpenAi,
         models: openai_models(&models, n_ctx),
     })
+}
+
+/// Ollama's list; `None` where there is no such call. A list that fails for now is not made up for by OpenAI's, which does
+/// not tell models of the vendor's cloud from others.
+async fn tags(authority: &str) -> Result<Option<Value>, Miss> {
+    match fetch(authority, "/api/tags").await? {
+        Ok(tags) if tags.get("models").is_some_and(Value::is_array) => Ok(Some(tags)),
+        Ok(_) => Ok(None),
+        Err(what) if what.ends_with(NOT_FOUND) => Ok(None),
+        Err(what) => Err(Miss::Silent(what)),
+    }
 }
 
 /// `host:port` of a URL.
@@ -125,7 +138,7 @@ async fn fetch(authority: &str, path: &'static str) -> Result<Result<Value, Stri
                 )));
             }
             if status != StatusCode::OK {
-                return Ok(Err(format!("{path} answered {status}")));
+                return Ok(Err(format!("{path} answered {}", status.as_u16())));
             }
             Ok(serde_json::from_slice(&body)
                 .map_err(|_| format!("{path} answered something that is not JSON")))

@@ -34,8 +34,10 @@ async fn server(
                 let mut reply = Response::new(Full::new(Bytes::from(
                     answer.clone().unwrap_or_default().to_string(),
                 )));
-                if answer.is_none() {
-                    *reply.status_mut() = StatusCode::NOT_FOUND;
+                match answer {
+                    None => *reply.status_mut() = StatusCode::NOT_FOUND,
+                    Some(Value::Null) => *reply.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
+                    Some(_) => {}
                 }
                 if let Some(header) = header {
                     reply
@@ -175,4 +177,17 @@ fn a_card_is_shared_without_its_id_and_moving_figures() {
         (told.memory_total_bytes, &told.uuid, told.memory_used_bytes),
         (Some(24), &None, None)
     );
+}
+
+#[tokio::test]
+async fn an_ollama_whose_list_fails_is_not_asked_for_the_other_one() {
+    // The other list does not tell which models the vendor's cloud would answer.
+    let mut answers = ollama(&[]);
+    answers.insert("/api/tags", Value::Null);
+    answers.insert("/v1/models", json!({ "data": [{ "id": "stub" }] }));
+    let answers = Arc::new(Mutex::new(answers));
+    let (url, _server) = server(&answers, None).await;
+    assert!(matches!(probe::probe(&url).await, Err(Miss::Silent(_))));
+    answers.lock().unwrap().remove("/api/tags");
+    assert_eq!(probe::probe(&url).await.unwrap().api, BackendApi::OpenAi);
 }

@@ -242,3 +242,45 @@ proptest! {
         let _ = parse_object(&bytes);
     }
 }
+
+#[test]
+fn what_a_server_would_allocate_or_repeat_without_end_is_capped() {
+    let body = json!({ "prompt": "x", "options": { "repeat_last_n": 2_000_000_000u64 } });
+    let body = cleaned(Infer::Generate, &body).unwrap();
+    assert_eq!(body["options"]["repeat_last_n"], 32_768);
+    let body = json!({ "options": { "repeat_last_n": -1 } });
+    let body = cleaned(Infer::Generate, &body).unwrap();
+    assert_eq!(body["options"]["repeat_last_n"], -1);
+    let body = json!({ "messages": [], "logprobs": true, "top_logprobs": 100_000 });
+    let body = cleaned(Infer::V1Chat, &body).unwrap();
+    assert_eq!(
+        (&body["logprobs"], &body["top_logprobs"]),
+        (&json!(true), &json!(20))
+    );
+    for (route, given, key, want) in [
+        (Infer::V1Chat, json!({}), "max_tokens", Some(32_768)),
+        (
+            Infer::V1Chat,
+            json!({ "max_completion_tokens": 5 }),
+            "max_tokens",
+            None,
+        ),
+        (
+            Infer::V1Completions,
+            json!({ "max_tokens": 5 }),
+            "max_tokens",
+            Some(5),
+        ),
+        (
+            Infer::V1Responses,
+            json!({}),
+            "max_output_tokens",
+            Some(32_768),
+        ),
+        (Infer::V1Embeddings, json!({}), "max_tokens", None),
+    ] {
+        let mut body = given.as_object().unwrap().clone();
+        bound_tokens(route, &mut body);
+        assert_eq!(body.get(key).and_then(Value::as_u64), want, "{route:?}");
+    }
+}

@@ -146,3 +146,27 @@ async fn a_guest_that_goes_cuts_the_host() {
     drop(streaming);
     seen.gone().await;
 }
+
+#[tokio::test]
+async fn a_request_that_waited_while_sharing_was_turned_off_reaches_nothing() {
+    let backend = Backend::start().await;
+    let config = ShareConfig { n_slots: 1, ..on() };
+    let peers = vec![peer(2, Vec::new())];
+    let node = Node::start(peers, config, vec![(ollama("tiny"), &backend)], None);
+    let ask = post("/api/generate", r#"{"model":"tiny","prompt":"hi"}"#);
+    let first = node.door(2, &ask).await;
+    let mut working = backend.accept().await;
+    let second = node.door(2, &ask).await;
+    soon(async {
+        while node.gateway.load() != (1, 1) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    node.share
+        .send_replace(Arc::new(InventoryStatus::default()));
+    drop(first);
+    working.gone().await;
+    assert_eq!(second.reply().await.status, 503);
+    assert!(backend.is_untouched().await);
+}

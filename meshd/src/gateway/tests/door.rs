@@ -144,6 +144,7 @@ async fn a_broken_stream_says_so_and_never_ends_cleanly() {
         "{\"error\":\"an error was encountered while running the model: unexpected EOF\"}\n";
     seen.chunk(error).await;
     seen.end().await;
+    drop(seen);
     let reply = client.reply().await;
     assert!(!reply.is_whole);
     assert_eq!(reply.body, error);
@@ -484,6 +485,7 @@ async fn an_openai_server_speaks_ollama() {
         seen.chunk(&format!("data: {event}\n\n")).await;
     }
     seen.end().await;
+    drop(seen);
     let reply = client.reply().await;
     assert!(reply.is_whole && reply.head.contains("application/x-ndjson"));
     let lines = reply.lines();
@@ -544,4 +546,41 @@ async fn an_openai_server_speaks_ollama() {
         (reply.status, reply.json()),
         (400, json!({ "error": "too long" }))
     );
+}
+
+#[tokio::test]
+async fn a_tagged_guest_has_no_rights_of_its_user() {
+    let backend = Backend::start().await;
+    let mut tagged = peer(2, Vec::new());
+    tagged.1.user = UserId(1);
+    tagged.1.tags = vec!["tag:ci".parse().unwrap()];
+    for (audience, want) in [
+        (Audience::Everyone, 200),
+        (Audience::Mine, 403),
+        (Audience::Users(vec!["user2".parse().unwrap()]), 403),
+    ] {
+        let config = ShareConfig { audience, ..on() };
+        let shared = vec![(ollama("tiny"), &backend)];
+        let node = Node::start(vec![tagged.clone()], config, shared, None);
+        let status = node.door(2, &get("/api/tags")).await.reply().await.status;
+        assert_eq!(status, want);
+    }
+}
+
+#[tokio::test]
+async fn callers_that_promise_large_bodies_keep_nobody_out() {
+    let backend = Backend::start().await;
+    let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
+    let mut stuck = Vec::new();
+    for _ in 0..10 {
+        let ask = "POST /api/generate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n";
+        stuck.push(node.door(2, ask).await);
+        let ask = "POST /api/generate HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\n\r\n{";
+        stuck.push(node.door(2, ask).await);
+    }
+    let client = node.door(3, &post("/api/generate", ASK)).await;
+    let seen = backend.accept().await;
+    seen.reply("200 OK", "application/x-ndjson", "{\"done\":true}\n")
+        .await;
+    assert_eq!(client.reply().await.status, 200);
 }

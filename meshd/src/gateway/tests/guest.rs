@@ -248,3 +248,15 @@ async fn own_models_are_served_without_a_detour() {
     assert_eq!(reply.status, 200);
     assert!(reply.head.contains("x-proxima-host: own"));
 }
+
+#[tokio::test]
+async fn a_host_cannot_redirect_or_switch_protocols() {
+    let (hosts, port) = hosts(&[4]).await;
+    let node = node(vec![peer(4, vec![ollama("tiny")])], port);
+    for status in ["302 Found", "101 Switching Protocols", "204 No Content"] {
+        let client = node.guest(&post("/api/generate", ASK)).await;
+        let seen = hosts[0].accept().await;
+        seen.reply(status, "application/json", "{}").await;
+        assert_eq!(client.reply().await.status, 502, "{status}");
+    }
+}

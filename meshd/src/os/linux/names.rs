@@ -203,10 +203,14 @@ impl NameWiring {
         };
         let file = ResolvConf::read(&self.system.root);
         let by_hand = format!(
-            "put `nameserver {server}` as the first nameserver into /etc/resolv.conf, \
-             or `server=/{suffix}/{server}` into dnsmasq's configuration, \
-             or into unbound's: `forward-zone: name: \"{suffix}.\" forward-addr: {server}` \
-             with `domain-insecure: \"{suffix}\"` and `local-zone: \"{suffix}.\" nodefault`"
+            "do one of these:\n\
+             in /etc/resolv.conf, before all others:  nameserver {server}\n\
+             in dnsmasq's configuration:              server=/{suffix}/{server}\n\
+             in unbound's, under `server:`            domain-insecure: \"{suffix}\"\n\
+             \x20                                        local-zone: \"{suffix}.\" nodefault\n\
+             and at its end                           forward-zone:\n\
+             \x20                                          name: \"{suffix}.\"\n\
+             \x20                                          forward-addr: {server}"
         );
         match file.author {
             Author::NetworkManager => format!(

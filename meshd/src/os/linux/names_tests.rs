@@ -402,7 +402,9 @@ async fn a_file_of_unknown_hand_is_left_alone_and_the_owner_told() {
         status
             .hint
             .unwrap()
-            .contains("`nameserver 10.77.0.53` as the first nameserver")
+            .lines()
+            .any(|line| line.starts_with("in /etc/resolv.conf")
+                && line.ends_with("  nameserver 10.77.0.53"))
     );
     fs::write(
         machine.folder.path().join("etc/resolv.conf"),
