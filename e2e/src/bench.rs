@@ -79,7 +79,10 @@ pub fn tunnels(n_rounds: u32, seconds: u32) -> Result<String> {
     let results: Value = serde_json::from_slice(&std::fs::read(&out)?)?;
     let table = crate::process::stdout(&output);
     let ratios = tunnel_ratios(&results);
-    ensure!(!ratios.contains("NaN"), "a tunnel did not come up:\n{table}");
+    ensure!(
+        !ratios.contains("NaN"),
+        "a tunnel did not come up:\n{table}"
+    );
     Ok(format!("{table}\n{ratios}"))
 }
 

@@ -1,4 +1,4 @@
-//! `make bench`: tunnels, names and gateways beside others; writes `docs/benchmarks.md`. `bench [tunnels|dns|gateway]…`.
+//! `make bench`: tunnels, names and gateways beside others; writes `docs/benchmarks.md`. `bench [--quick] [tunnels|dns|gateway]…`.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result is what it prints")]
 
@@ -10,6 +10,8 @@ use e2e::{bench, tool};
 
 const N_ROUNDS: u32 = 3;
 const SECONDS: u32 = 5;
+/// Rounds and seconds of `--quick`.
+const QUICK: (u32, u32) = (2, 3);
 const PARTS: [(&str, &str); 3] = [
     (
         "tunnels",
@@ -33,7 +35,11 @@ fn main() -> Result<()> {
         is_root(),
         "the benchmarks make network namespaces: run them as root"
     );
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    let n_args = wanted.len();
+    wanted.retain(|arg| arg != "--quick");
+    let is_quick = wanted.len() < n_args;
+    let (n_rounds, seconds) = if is_quick { QUICK } else { (N_ROUNDS, SECONDS) };
     let path = tool::root().join("docs/benchmarks.md");
     let mut text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     for (part, about) in PARTS {
@@ -41,12 +47,16 @@ fn main() -> Result<()> {
             continue;
         }
         let table = match part {
-            "tunnels" => bench::tunnels(N_ROUNDS, SECONDS)?,
-            "dns" => bench::dns::run(N_ROUNDS)?,
-            _ => bench::gateway::run(N_ROUNDS)?,
+            "tunnels" => bench::tunnels(n_rounds, seconds)?,
+            "dns" => bench::dns::run(n_rounds)?,
+            _ => bench::gateway::run(n_rounds)?,
         };
         println!("{part}\n\n{table}");
-        let block = format!("{about}\n\nMeasured {}.\n\n{table}", machine()?);
+        let option = if is_quick { "--quick " } else { "" };
+        let block = format!(
+            "{about}\n\nMeasured {} by `target/release/bench {option}{part}`: medians of {n_rounds} rounds.\n\n{table}",
+            machine()?
+        );
         text = replace_block(&text, part, &block)?;
         std::fs::write(&path, &text)?;
     }
