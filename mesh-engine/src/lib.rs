@@ -11,7 +11,7 @@
 //! ```text
 //! TUN packet   → plane.outbound ┬ Peer(peer) → peer.seal(): per segment seal → UDP to peer.endpoint(); finish
 //!                               └ Reflect    → back to the TUN
-//! UDP datagram → plane.inbound  ┬ Data(peer) → peer.open(): open → plane.admit → TUN; finish
+//! UDP datagram → plane.inbound  ┬ Data(peer) → peer.open(): open; finish; plane.admitter(): admit → TUN
 //!                               └ Control    → Engine::handle_udp
 //! ```
 //!
@@ -45,7 +45,7 @@ pub use event::{
     PlaneEvent, Sealed, TimerReason, Transmit, Update,
 };
 pub use peer::{Opener, PeerHandle, Sealer};
-pub use plane::Plane;
+pub use plane::{Admitter, Plane};
 pub use service::{ServicePort, ServicePorts, Transport};
 
 /// By how much a datagram can be longer than the packet in it: header, tag and padding.

@@ -55,6 +55,15 @@ impl Kind {
     }
 }
 
+/// Whether two datagrams are data messages of one session, told by type and receiver index alone.
+pub(crate) fn is_same_session(first: &[u8], second: &[u8]) -> bool {
+    let head = |datagram: &[u8]| -> Option<[u8; 8]> {
+        datagram.get(..DATA_OVERHEAD)?.first_chunk().copied()
+    };
+    head(first).is_some_and(|[kind @ .., _, _, _, _]| kind == [4, 0, 0, 0])
+        && head(first) == head(second)
+}
+
 /// What came out of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Read {

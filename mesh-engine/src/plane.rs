@@ -1,5 +1,7 @@
 //! The data side: what happens to each packet, shared by all packet threads, without locks or allocation.
 
+mod admit;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,17 +11,19 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::config::{QUEUED_BYTES_MAX, UNKNOWN_EVERY};
 use crate::echo::Echo;
-use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound, PlaneEvent};
+use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound};
 use crate::filter;
 use crate::filter::flows::Flows;
-use crate::noise::Kind;
 use crate::noise::index::Indices;
-use crate::packet::{Headers, Upper};
+use crate::noise::{self, Kind};
+use crate::packet::Headers;
 use crate::path::candidate::Surroundings;
 use crate::peer::PeerHandle;
 use crate::route::Routes;
 use crate::seed::Seed;
 use crate::service::ServicePorts;
+
+pub use admit::Admitter;
 
 /// The part of the mesh that each packet passes.
 #[derive(Debug)]
@@ -214,57 +218,21 @@ impl Plane {
         Inbound::Drop(reason)
     }
 
-    /// Checks an opened packet: source, destination, packet filter; translates service ports in place.
-    pub fn admit(&self, now: Instant, peer: &PeerHandle, packet: &mut [u8]) -> Admit {
-        match self.try_admit(now, peer, packet) {
-            Ok(admit) => admit,
-            Err(reason) => {
-                self.shared.count_drop(reason);
-                Admit::Drop(reason)
-            }
-        }
+    /// Whether two datagrams belong to one session and so to one peer: the second needs no [`Self::inbound`].
+    #[must_use]
+    pub fn is_same_session(first: &[u8], second: &[u8]) -> bool {
+        noise::is_same_session(first, second)
     }
 
-    fn try_admit(
-        &self,
-        now: Instant,
-        peer: &PeerHandle,
-        packet: &mut [u8],
-    ) -> Result<Admit, DropReason> {
-        let now_ms = self.shared.set_clock(now);
-        if peer.is_gone() {
-            return Err(DropReason::PeerGone);
-        }
-        let local = self.local.load();
-        let local = local.as_ref().ok_or(DropReason::NoRoute)?;
-        let headers = Headers::parse(packet).ok_or(DropReason::Malformed)?;
-        if !peer.owns(headers.src) {
-            return Err(DropReason::WrongSource);
-        }
-        if !local.is_own(headers.dst) {
-            return Err(DropReason::WrongDestination);
-        }
-        if let Upper::EchoReply { ident } = headers.upper
-            && let Some(token) = self.echo.token_of(ident, packet, &headers)
-        {
-            let peer = peer.clone();
-            let at = now;
-            return Ok(Admit::Consumed(PlaneEvent::Pong { peer, token, at }));
-        }
-        if local.services.is_hidden(&headers) {
-            return Err(DropReason::Filtered);
-        }
-        if !filter::admits(
-            &self.flows,
-            &peer.rules(),
-            &headers,
-            packet,
-            seconds(now_ms),
-        ) {
-            return Err(DropReason::Filtered);
-        }
-        local.services.unmask(packet, &headers)?;
-        Ok(Admit::Deliver)
+    /// Checks one opened packet; see [`Self::admitter`].
+    pub fn admit(&self, now: Instant, peer: &PeerHandle, packet: &mut [u8]) -> Admit {
+        self.admitter(now, peer).admit(packet)
+    }
+
+    /// Checks the opened packets of one peer: source, destination, packet filter. Keep it for a batch and no longer.
+    #[must_use]
+    pub fn admitter<'a>(&'a self, now: Instant, peer: &'a PeerHandle) -> Admitter<'a> {
+        Admitter::new(self, now, peer)
     }
 
     /// How many packets and datagrams were dropped since the start, by reason.

@@ -17,6 +17,8 @@ pub struct Sealer<'a> {
     slot: MutexGuard<'a, Slot>,
     is_ready: bool,
     now_ms: u64,
+    n_sealed: u64,
+    sealed_len: usize,
     event: Option<PlaneEvent>,
 }
 
@@ -30,6 +32,8 @@ impl<'a> Sealer<'a> {
             slot,
             is_ready,
             now_ms,
+            n_sealed: 0,
+            sealed_len: 0,
             event: None,
         }
     }
@@ -75,7 +79,8 @@ impl<'a> Sealer<'a> {
         if agreed.n_sealed >= REKEY_AFTER_MESSAGES {
             self.want_session();
         }
-        self.peer.traffic().note_sent(self.now_ms, packet.len());
+        self.n_sealed += 1;
+        self.sealed_len += packet.len();
         Ok(Sealed::Datagram(len))
     }
 
@@ -94,6 +99,11 @@ impl<'a> Sealer<'a> {
     /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
     #[must_use]
     pub fn finish(self) -> Option<PlaneEvent> {
+        if self.n_sealed > 0 {
+            // Once a batch, and under the lock, as are all that write these.
+            let traffic = self.peer.traffic();
+            traffic.note_sent(self.now_ms, self.sealed_len);
+        }
         self.event
     }
 }
@@ -109,6 +119,9 @@ pub struct Opener<'a> {
     peer: &'a PeerHandle,
     slot: MutexGuard<'a, Slot>,
     now_ms: u64,
+    /// Who sent the last authentic datagram of the batch.
+    heard: Option<SocketAddr>,
+    opened_len: usize,
     event: Option<PlaneEvent>,
 }
 
@@ -118,6 +131,8 @@ impl<'a> Opener<'a> {
             peer,
             slot: peer.slot(),
             now_ms: peer.shared().now_ms(),
+            heard: None,
+            opened_len: 0,
             event: None,
         }
     }
@@ -150,7 +165,6 @@ impl<'a> Opener<'a> {
             .session
             .as_mut()
             .ok_or(DropReason::UnknownSession)?;
-        let from = canonical(from);
         let opened = match session.open(from.ip(), datagram, out) {
             Read::Packet(len) => Opened::Packet(len),
             Read::Keepalive => Opened::Keepalive,
@@ -161,9 +175,13 @@ impl<'a> Opener<'a> {
             Opened::Packet(len) => len,
             Opened::Keepalive | Opened::Dropped(_) => 0,
         };
-        self.peer.traffic().note_received(self.now_ms, len);
-        if self.peer.heard_from(from, self.now_ms) && self.event.is_none() {
-            self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
+        self.opened_len += len;
+        // A batch comes from one endpoint nearly always.
+        if self.heard != Some(from) {
+            self.heard = Some(from);
+            if self.peer.heard_from(canonical(from), self.now_ms) && self.event.is_none() {
+                self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
+            }
         }
         if self.slot.unconfirmed == Some(receiver) {
             self.slot.unconfirmed = None;
@@ -176,6 +194,10 @@ impl<'a> Opener<'a> {
     /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
     #[must_use]
     pub fn finish(self) -> Option<PlaneEvent> {
+        if self.heard.is_some() {
+            let traffic = self.peer.traffic();
+            traffic.note_received(self.now_ms, self.opened_len);
+        }
         self.event
     }
 }
