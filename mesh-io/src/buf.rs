@@ -25,6 +25,12 @@ impl Arena {
         self.bytes.len() - self.used
     }
 
+    /// How many bytes were committed since the last [`Self::clear`].
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.used
+    }
+
     /// Whether nothing was committed since the last [`Self::clear`].
     #[must_use]
     pub fn is_empty(&self) -> bool {

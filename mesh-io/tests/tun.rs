@@ -12,7 +12,7 @@ use std::time::Duration;
 use mesh_io::buf::Arena;
 use mesh_io::offload::{Gso, Merger, Segments, complete_checksum};
 use mesh_io::tun::{MAX_PACKET, Tun, TunConfig, TunQueue};
-use mesh_io::wait::{Interest, Waited, Waker, wait};
+use mesh_io::wait::{Interest, Poller, Waker};
 
 const MTU: u16 = 1280;
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -59,6 +59,9 @@ fn mirror(queue: &TunQueue, tun: mesh_io::TunCapabilities, waker: &Waker, seen: 
     let mut read = vec![0; MAX_PACKET];
     let mut arena = Arena::new(1 << 20);
     let mut merger = Merger::new(tun, 1024);
+    let poller = Poller::new().unwrap();
+    poller.add(queue.as_fd(), 0, Interest::Readable).unwrap();
+    poller.add(waker.as_fd(), 1, Interest::Readable).unwrap();
     loop {
         let (header, len) = match queue.recv(&mut read) {
             Ok(received) => received,
@@ -69,10 +72,11 @@ fn mirror(queue: &TunQueue, tun: mesh_io::TunCapabilities, waker: &Waker, seen: 
                     queue.send(header, parts).unwrap();
                 });
                 arena.clear();
-                match wait(queue.as_fd(), Interest::Readable, waker, None).unwrap() {
-                    Waited::Woken => return,
-                    Waited::Ready | Waited::TimedOut => continue,
+                poller.wait(None).unwrap();
+                if waker.is_woken() {
+                    return;
                 }
+                continue;
             }
             Err(err) => panic!("{err}"),
         };

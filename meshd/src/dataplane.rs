@@ -1,4 +1,4 @@
-//! Moves packets: a TUN queue, a UDP socket and two threads for each worker, and the way to the daemon's loop.
+//! Moves packets: for each worker a thread, a UDP socket and some TUN queues, and the way to the daemon's loop.
 //!
 //! Packets never pass through the daemon's loop. What does is little and bounded: handshakes, STUN answers and what
 //! the engine's plane noticed. When the loop falls behind, those are dropped and counted; peers repeat them.
@@ -6,6 +6,8 @@
 mod counter;
 mod inbound;
 mod outbound;
+mod steer;
+mod worker;
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -23,6 +25,7 @@ use tokio::sync::mpsc;
 
 use counter::Counters;
 pub use counter::DataplaneStats;
+use worker::{Link, N_QUEUES};
 
 /// The port that is tried first when none is asked for, so that firewalls can be told of it.
 pub const DEFAULT_PORT: u16 = 41_820;
@@ -103,7 +106,7 @@ impl Dataplane {
         let tun = Tun::open(&TunConfig {
             name: config.interface.clone(),
             mtu: config.mtu,
-            n_queues: n_workers,
+            n_queues: n_workers * N_QUEUES,
             wants_offload: true,
         })
         .with_context(|| tun_advice(&config.interface))?;
@@ -119,7 +122,7 @@ impl Dataplane {
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
         let queue = queues.first().cloned().context("the TUN has no queue")?;
         let (inputs_tx, inputs) = mpsc::channel(N_INPUTS);
-        let (ended_tx, ended) = mpsc::channel(2 * n_workers);
+        let (ended_tx, ended) = mpsc::channel(n_workers);
         let own = Arc::new(Counters::default());
         let mut dataplane = Self {
             interface,
@@ -130,31 +133,19 @@ impl Dataplane {
             inputs,
             ended,
             waker: Arc::new(Waker::new().context("opening an event descriptor")?),
-            threads: Vec::with_capacity(2 * n_workers),
+            threads: Vec::with_capacity(n_workers),
             counters: vec![Arc::clone(&own)],
             own,
         };
-        for (worker_idx, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
+        let shares = queues.chunks(N_QUEUES);
+        let next_shares = shares.clone().cycle().skip(1);
+        for (worker_idx, ((queues, next), socket)) in
+            shares.zip(next_shares).zip(sockets).enumerate()
+        {
             let counters = Arc::new(Counters::default());
-            let outbound = outbound::Outward {
-                queue: Arc::clone(&queue),
-                socket: Arc::clone(&socket),
-                plane: Arc::clone(&config.plane),
-                waker: Arc::clone(&dataplane.waker),
-                inputs: Inputs {
-                    tx: inputs_tx.clone(),
-                    counters: Arc::clone(&counters),
-                },
-            };
-            dataplane.spawn(
-                format!("mesh-out-{worker_idx}"),
-                &ended_tx,
-                counters,
-                move || outbound.run(),
-            )?;
-            let counters = Arc::new(Counters::default());
-            let inbound = inbound::Inward {
-                queue,
+            let link = Link {
+                queues: queues.to_vec(),
+                next_queues: next.to_vec(),
                 socket,
                 plane: Arc::clone(&config.plane),
                 waker: Arc::clone(&dataplane.waker),
@@ -165,10 +156,10 @@ impl Dataplane {
                 tun: capabilities.tun,
             };
             dataplane.spawn(
-                format!("mesh-in-{worker_idx}"),
+                format!("mesh-{worker_idx}"),
                 &ended_tx,
                 counters,
-                move || inbound.run(),
+                move || worker::run(&link),
             )?;
         }
         tracing::info!(

@@ -1,7 +1,7 @@
 //! recvmmsg with UDP_GRO and sendmsg with UDP_SEGMENT; sendmmsg where the kernel or the route cannot segment.
 
 use std::io;
-use std::mem::size_of;
+use std::mem::{MaybeUninit, size_of};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +12,10 @@ use socket2::{SockAddr, SockAddrStorage, Socket};
 use super::{Datagrams, QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
 use crate::UdpCapabilities;
 
-/// Buffers filled by one call; each holds up to 64 datagrams.
-const N_BUFFERS: usize = 16;
+/// Buffers filled by one call at most, when each holds a single datagram.
+const N_BUFFERS: usize = 64;
+/// How much a call should bring: the more at once, the later the first of it is dealt with.
+const BATCH_LEN: usize = 256 << 10;
 /// The longest that a merged read can be.
 const BUFFER_LEN: usize = 65_536;
 /// Both limits of the kernel on one segmented send: datagrams, and bytes under the smaller (IPv4) headers.
@@ -40,6 +42,8 @@ pub struct UdpSocket {
 pub struct RecvBatch {
     bytes: Box<[u8]>,
     received: Vec<Received>,
+    /// How many buffers the next call fills.
+    n_wanted: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -50,13 +54,21 @@ struct Received {
 }
 
 impl RecvBatch {
-    /// Allocates the buffers, 1 MiB.
+    /// Allocates the buffers: 4 MiB, of which only what datagrams touch is ever in memory.
     #[must_use]
     pub fn new() -> Self {
         Self {
             bytes: vec![0; N_BUFFERS * BUFFER_LEN].into_boxed_slice(),
             received: Vec::with_capacity(N_BUFFERS),
+            n_wanted: BATCH_LEN / BUFFER_LEN,
         }
+    }
+
+    /// Merged datagrams fill whole buffers and single ones do not: wants as many as bring about [`BATCH_LEN`].
+    fn adapt(&mut self) {
+        let total: usize = self.received.iter().map(|received| received.len).sum();
+        let average = total / self.received.len().max(1);
+        self.n_wanted = (BATCH_LEN / average.max(1)).clamp(BATCH_LEN / BUFFER_LEN, N_BUFFERS);
     }
 
     /// What the last call received.
@@ -133,28 +145,29 @@ impl UdpSocket {
     /// `WouldBlock` when there is nothing; others tell of earlier sends that came to nothing, and can be ignored.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<()> {
         batch.received.clear();
-        // SAFETY: for these plain C structs all-zero bytes are a value.
-        let mut names: [sockaddr_storage; N_BUFFERS] = unsafe { std::mem::zeroed() };
-        let mut controls = [Control([0; 128]); N_BUFFERS];
+        // Written by the kernel before it is read here; not cleared, for that would cost as much as a small read.
+        let mut names = [const { MaybeUninit::<sockaddr_storage>::uninit() }; N_BUFFERS];
+        let mut controls = [const { MaybeUninit::<Control>::uninit() }; N_BUFFERS];
         let mut iovecs = [iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         }; N_BUFFERS];
-        // SAFETY: as above.
+        // SAFETY: for these plain C structs all-zero bytes are a value.
         let mut messages: [mmsghdr; N_BUFFERS] = unsafe { std::mem::zeroed() };
-        let buffers = batch.bytes.chunks_exact_mut(BUFFER_LEN);
+        let n_wanted = batch.n_wanted.min(N_BUFFERS);
+        let buffers = batch.bytes.chunks_exact_mut(BUFFER_LEN).take(n_wanted);
         let slots = names.iter_mut().zip(&mut controls).zip(&mut iovecs);
         for ((message, ((name, control), iov)), buffer) in
             messages.iter_mut().zip(slots).zip(buffers)
         {
             iov.iov_base = buffer.as_mut_ptr().cast();
             iov.iov_len = buffer.len();
-            message.msg_hdr.msg_name = (&raw mut *name).cast();
+            message.msg_hdr.msg_name = name.as_mut_ptr().cast();
             message.msg_hdr.msg_namelen = socklen(size_of::<sockaddr_storage>());
             message.msg_hdr.msg_iov = iov;
             message.msg_hdr.msg_iovlen = 1;
-            message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-            message.msg_hdr.msg_controllen = control.0.len() as _;
+            message.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = size_of::<Control>() as _;
         }
         // SAFETY: each message points to a name, a control buffer, an iovec and through it to a buffer, none shared
         // with another message, all alive and unmoved until after the call.
@@ -162,7 +175,7 @@ impl UdpSocket {
             libc::recvmmsg(
                 self.socket.as_raw_fd(),
                 messages.as_mut_ptr(),
-                N_BUFFERS as c_uint,
+                n_wanted as c_uint,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -171,7 +184,8 @@ impl UdpSocket {
         for (message, name) in messages.iter().zip(&names).take(n) {
             let len = usize::try_from(message.msg_len).unwrap_or_default();
             let is_whole = message.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) == 0;
-            let from = socket_addr(name, message.msg_hdr.msg_namelen);
+            // SAFETY: the kernel filled as much of the name as it says.
+            let from = unsafe { socket_addr(name, message.msg_hdr.msg_namelen) };
             // SAFETY: the kernel filled this message; its control buffer is still alive.
             let stride = unsafe { gro_stride(&message.msg_hdr) }.unwrap_or(len);
             batch.received.push(match from {
@@ -184,6 +198,7 @@ impl UdpSocket {
                 },
             });
         }
+        batch.adapt();
         Ok(())
     }
 
@@ -339,11 +354,24 @@ unsafe fn gro_stride(message: &msghdr) -> Option<usize> {
     None
 }
 
-fn socket_addr(name: &sockaddr_storage, len: libc::socklen_t) -> Option<SocketAddr> {
+/// # Safety
+/// The kernel wrote the first `len` bytes of `name`.
+unsafe fn socket_addr(
+    name: &MaybeUninit<sockaddr_storage>,
+    len: libc::socklen_t,
+) -> Option<SocketAddr> {
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: a SockAddrStorage is a sockaddr_storage by its documentation, whose bytes the kernel filled for `len`.
+    let n_bytes = usize::try_from(len)
+        .ok()?
+        .min(size_of::<sockaddr_storage>());
+    // SAFETY: a SockAddrStorage is a sockaddr_storage by its documentation; both are at least `n_bytes` long, and so many
+    // of the name's were written.
     let addr = unsafe {
-        *storage.view_as::<sockaddr_storage>() = *name;
+        std::ptr::copy_nonoverlapping(
+            name.as_ptr().cast::<u8>(),
+            (&raw mut *storage.view_as::<sockaddr_storage>()).cast(),
+            n_bytes,
+        );
         SockAddr::new(storage, len)
     };
     addr.as_socket().map(canonical)

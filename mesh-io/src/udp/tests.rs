@@ -7,21 +7,17 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::{UdpConfig, fallback, linux};
-use crate::wait::{Interest, Waited, Waker, wait};
+use crate::wait::{Interest, Poller};
 
-fn ready(fd: impl AsFd, waker: &Waker) {
-    let waited = wait(
-        fd.as_fd(),
-        Interest::Readable,
-        waker,
-        Some(Duration::from_secs(5)),
-    );
-    assert_eq!(waited.unwrap(), Waited::Ready, "nothing arrived");
+fn ready(fd: impl AsFd) {
+    let poller = Poller::new().unwrap();
+    poller.add(fd.as_fd(), 0, Interest::Readable).unwrap();
+    let ready = poller.wait(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(ready.readable, 1, "nothing arrived");
 }
 
 /// Sends `bytes` by `stride` and gives the datagrams that arrived, with what the receiver's reads looked like.
 fn exchange(loopback: IpAddr, bytes: &[u8], stride: usize) -> (Vec<Vec<u8>>, usize) {
-    let waker = Waker::new().unwrap();
     let sender = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
     let receiver = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
     let dst = SocketAddr::new(loopback, receiver.local_port());
@@ -29,7 +25,7 @@ fn exchange(loopback: IpAddr, bytes: &[u8], stride: usize) -> (Vec<Vec<u8>>, usi
     let mut batch = linux::RecvBatch::new();
     let (mut datagrams, mut n_reads, mut n_bytes) = (Vec::new(), 0, 0);
     while n_bytes < bytes.len() {
-        ready(&receiver, &waker);
+        ready(&receiver);
         receiver.recv_batch(&mut batch).unwrap();
         for received in batch.iter() {
             assert_eq!(
@@ -102,7 +98,6 @@ fn shared_sockets_have_one_port() {
 
 #[test]
 fn the_fallback_speaks_to_the_fast_one() {
-    let waker = Waker::new().unwrap();
     let slow = fallback::UdpSocket::bind(UdpConfig::default()).unwrap();
     let fast = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
     slow.retry_gso();
@@ -112,7 +107,7 @@ fn the_fallback_speaks_to_the_fast_one() {
     let mut batch = linux::RecvBatch::new();
     let mut seen = BTreeMap::new();
     while seen.len() < 3 {
-        ready(&fast, &waker);
+        ready(&fast);
         fast.recv_batch(&mut batch).unwrap();
         for datagrams in batch.iter() {
             for datagram in datagrams.iter() {
@@ -124,7 +119,7 @@ fn the_fallback_speaks_to_the_fast_one() {
     assert_eq!(fast.send(to(slow.local_port()), b"dde", 2).unwrap(), 3);
     let mut batch = fallback::RecvBatch::new();
     for expected in [&b"dd"[..], b"e"] {
-        ready(&slow, &waker);
+        ready(&slow);
         slow.recv_batch(&mut batch).unwrap();
         let all: Vec<_> = batch.iter().map(|datagrams| datagrams.bytes).collect();
         assert_eq!(all, [expected]);

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_engine::DropReason;
+use mesh_io::udp::Datagrams;
 
 /// A number that one thread moves and others read.
 #[derive(Debug, Default)]
@@ -10,8 +11,9 @@ pub(super) struct Counter(AtomicU64);
 
 impl Counter {
     pub(super) fn add(&self, n: usize) {
-        // A count of bytes or packets fits 64 bits wherever usize does.
-        self.0.fetch_add(n as u64, Ordering::Relaxed);
+        // There is one writer, so this needs no locked instruction; a count fits 64 bits wherever usize does.
+        let sum = self.0.load(Ordering::Relaxed).wrapping_add(n as u64);
+        self.0.store(sum, Ordering::Relaxed);
     }
 
     fn read(&self) -> u64 {
@@ -87,6 +89,13 @@ impl Counters {
         if let Some(counter) = found.and_then(|idx| self.drops.get(idx)) {
             counter.add(1);
         }
+    }
+
+    pub(super) fn received(&self, datagrams: &Datagrams<'_>) {
+        let n_bytes = datagrams.bytes.len();
+        self.rx_datagrams
+            .add(n_bytes.div_ceil(datagrams.stride.max(1)));
+        self.rx_datagram_bytes.add(n_bytes);
     }
 
     pub(super) fn sent(&self, n_datagrams: usize, n_bytes: usize) {

@@ -3,164 +3,211 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_engine::{Admit, Inbound, Opened, PeerHandle, Plane};
 use mesh_io::TunCapabilities;
 use mesh_io::buf::Arena;
 use mesh_io::offload::Merger;
-use mesh_io::tun::TunQueue;
-use mesh_io::udp::{RecvBatch, UdpSocket};
-use mesh_io::wait::{Interest, Waker, wait};
+use mesh_io::udp::RecvBatch;
 
-use super::Inputs;
+use super::steer::{self, Side};
+use super::worker::Link;
 
-/// What one read of the socket gives at most; opened packets are shorter than their datagrams.
-const ARENA_LEN: usize = 16 * 65_536;
-/// Packets in a full read.
+/// So many opened bytes, then they go to the TUN: a full read of the socket.
+const ARENA_LEN: usize = 256 << 10;
+/// Packets that fit there, when they are small.
 const N_PACKETS: usize = 1024;
+/// So many are opened under one lock and then looked at while they still lie in the nearest cache.
+const N_RUN: usize = 16;
 /// A socket that gives nothing but errors will not recover.
 const MAX_ERRORS: u32 = 1000;
 
-/// One worker's way in.
+/// The way in.
 pub(super) struct Inward {
-    pub(super) queue: Arc<TunQueue>,
-    pub(super) socket: Arc<UdpSocket>,
-    pub(super) plane: Arc<Plane>,
-    pub(super) waker: Arc<Waker>,
-    pub(super) inputs: Inputs,
-    pub(super) tun: TunCapabilities,
-}
-
-/// The opened packets of one read.
-struct Batch {
+    received: RecvBatch,
     arena: Arena,
     merger: Merger,
-    /// Those of the peer at hand.
+    /// Opened packets of the peer at hand.
     opened: Vec<Range<usize>>,
+    n_errors: u32,
 }
 
-/// A datagram, its sender, and where it belongs.
-type Found<'a> = (SocketAddr, &'a [u8], Inbound);
-
 impl Inward {
-    pub(super) fn run(self) -> io::Result<()> {
-        let mut received = RecvBatch::new();
-        let mut batch = Batch {
+    pub(super) fn new(tun: TunCapabilities) -> Self {
+        Self {
+            received: RecvBatch::new(),
             arena: Arena::new(ARENA_LEN),
-            merger: Merger::new(self.tun, N_PACKETS),
-            opened: Vec::with_capacity(N_PACKETS),
-        };
-        let mut n_errors = 0;
-        while !self.waker.is_woken() {
-            match self.socket.recv_batch(&mut received) {
-                Ok(()) => {
-                    n_errors = 0;
-                    self.on_read(&received, &mut batch);
-                }
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    wait(self.socket.as_fd(), Interest::Readable, &self.waker, None)?;
-                }
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => {
-                    // Tells of an earlier send, or of an interface that went away.
-                    self.inputs.counters.receive_errors.add(1);
-                    n_errors += 1;
-                    if n_errors == MAX_ERRORS {
-                        return Err(err);
-                    }
+            merger: Merger::new(tun, N_PACKETS),
+            opened: Vec::with_capacity(N_RUN),
+            n_errors: 0,
+        }
+    }
+
+    /// Reads the socket once; gives the queues that were written to, a bit each.
+    pub(super) fn step(&mut self, link: &Link) -> io::Result<u64> {
+        match link.socket.recv_batch(&mut self.received) {
+            Ok(()) => {
+                self.n_errors = 0;
+                return Ok(self.on_read(link));
+            }
+            Err(err)
+                if matches!(
+                    err.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            Err(err) => {
+                // Tells of an earlier send, or of an interface that went away.
+                link.inputs.counters.receive_errors.add(1);
+                self.n_errors += 1;
+                if self.n_errors == MAX_ERRORS {
+                    return Err(err);
                 }
             }
         }
-        Ok(())
+        Ok(0)
     }
 
-    fn on_read(&self, received: &RecvBatch, batch: &mut Batch) {
-        let counters = &self.inputs.counters;
-        let now = Instant::now();
+    fn on_read(&mut self, link: &Link) -> u64 {
+        let Self {
+            received,
+            arena,
+            merger,
+            opened,
+            ..
+        } = self;
+        let mut batch = Batch {
+            link,
+            now: Instant::now(),
+            arena,
+            merger,
+            opened,
+            written: 0,
+        };
+        let counters = &link.inputs.counters;
         let mut datagrams = received.iter().flat_map(|datagrams| {
+            counters.received(&datagrams);
             let from = datagrams.from;
             datagrams.iter().map(move |datagram| (from, datagram))
         });
-        let mut classify = || {
-            let (from, datagram) = datagrams.next()?;
-            counters.rx_datagrams.add(1);
-            counters.rx_datagram_bytes.add(datagram.len());
-            Some((from, datagram, self.plane.inbound(now, datagram)))
-        };
-        let mut next = classify();
-        while let Some((from, datagram, inbound)) = next {
-            next = match inbound {
+        let mut next = datagrams.next();
+        while let Some((from, datagram)) = next {
+            next = match link.plane.inbound(batch.now, datagram) {
                 Inbound::Data(peer) => {
-                    let after = self.open_run(&peer, (from, datagram), &mut classify, batch);
-                    self.admit(now, &peer, batch);
+                    if !batch.has_room(datagram) {
+                        batch.write();
+                    }
+                    let after = batch.open_run(&peer, (from, datagram), &mut datagrams);
+                    batch.admit(&peer);
                     after
                 }
                 Inbound::Control => {
-                    self.inputs.datagram(from, datagram);
-                    classify()
+                    link.inputs.datagram(from, datagram);
+                    datagrams.next()
                 }
                 Inbound::Drop(reason) => {
                     counters.drop_for(reason);
-                    classify()
+                    datagrams.next()
                 }
             };
         }
-        let (arena, merger) = (&mut batch.arena, &mut batch.merger);
-        merger.flush(arena.filled_mut(), |header, parts| {
-            if self.queue.send(header, parts).is_err() {
-                counters.tun_errors.add(parts.len());
-            }
-        });
-        arena.clear();
+        batch.write();
+        batch.written
+    }
+}
+
+/// What was opened and not yet written.
+struct Batch<'a> {
+    link: &'a Link,
+    now: Instant,
+    arena: &'a mut Arena,
+    merger: &'a mut Merger,
+    opened: &'a mut Vec<Range<usize>>,
+    written: u64,
+}
+
+impl Batch<'_> {
+    fn has_room(&self, datagram: &[u8]) -> bool {
+        self.arena.remaining() >= datagram.len()
+            && self.merger.len() + self.opened.len() < N_PACKETS
     }
 
-    /// Opens this datagram and all of the same peer that follow it, under one lock; gives the first that is not.
+    /// Opens this datagram and all of the same session that follow it and fit, under one lock; gives the first that was not.
     fn open_run<'a>(
-        &self,
+        &mut self,
         peer: &PeerHandle,
         first: (SocketAddr, &'a [u8]),
-        classify: &mut impl FnMut() -> Option<Found<'a>>,
-        batch: &mut Batch,
-    ) -> Option<Found<'a>> {
+        datagrams: &mut impl Iterator<Item = (SocketAddr, &'a [u8])>,
+    ) -> Option<(SocketAddr, &'a [u8])> {
         let (mut from, mut datagram) = first;
         let mut opener = peer.open();
         let after = loop {
-            match opener.open(from, datagram, batch.arena.spare()) {
-                Opened::Packet(len) => batch.opened.push(batch.arena.commit(len)),
+            match opener.open(from, datagram, self.arena.spare()) {
+                Opened::Packet(len) => self.opened.push(self.arena.commit(len)),
                 Opened::Keepalive => {}
-                Opened::Dropped(reason) => self.inputs.counters.drop_for(reason),
+                Opened::Dropped(reason) => self.link.inputs.counters.drop_for(reason),
             }
-            match classify() {
-                Some((next_from, next, Inbound::Data(owner))) if owner == *peer => {
+            match datagrams.next() {
+                Some((next_from, next))
+                    if Plane::is_same_session(datagram, next)
+                        && self.has_room(next)
+                        && self.opened.len() < N_RUN =>
+                {
                     (from, datagram) = (next_from, next);
                 }
                 after => break after,
             }
         };
         if let Some(event) = opener.finish() {
-            self.inputs.plane(event);
+            self.link.inputs.plane(event);
         }
         after
     }
 
-    fn admit(&self, now: Instant, peer: &PeerHandle, batch: &mut Batch) {
-        let counters = &self.inputs.counters;
-        for range in batch.opened.drain(..) {
-            let Some(packet) = batch.arena.filled_mut().get_mut(range.clone()) else {
+    fn admit(&mut self, peer: &PeerHandle) {
+        let counters = &self.link.inputs.counters;
+        let mut admitter = self.link.plane.admitter(self.now, peer);
+        let (mut n_packets, mut n_bytes) = (0, 0);
+        for range in self.opened.drain(..) {
+            let Some(packet) = self.arena.filled_mut().get_mut(range.clone()) else {
                 continue;
             };
-            match self.plane.admit(now, peer, packet) {
+            match admitter.admit(packet) {
                 Admit::Deliver => {
-                    counters.rx_packets.add(1);
-                    counters.rx_bytes.add(range.len());
-                    batch.merger.push(batch.arena.filled(), range);
+                    n_packets += 1;
+                    n_bytes += range.len();
+                    self.merger.push(self.arena.filled(), range);
                 }
-                Admit::Consumed(event) => self.inputs.plane(event),
+                Admit::Consumed(event) => self.link.inputs.plane(event),
                 Admit::Drop(reason) => counters.drop_for(reason),
             }
         }
+        counters.rx_packets.add(n_packets);
+        counters.rx_bytes.add(n_bytes);
+    }
+
+    /// Gives this machine what was admitted, each flow by a queue of its own as far as there are enough.
+    fn write(&mut self) {
+        let link = self.link;
+        let written = &mut self.written;
+        self.merger.flush(self.arena.filled_mut(), |header, parts| {
+            let head = parts.first().map_or(&[][..], |part| part);
+            let side = steer::side(head);
+            let queues = match side {
+                Side::Own => &link.queues,
+                Side::Next => &link.next_queues,
+            };
+            let queue_idx = steer::flow_hash(head) % queues.len().max(1);
+            let Some(queue) = queues.get(queue_idx) else {
+                return;
+            };
+            if side == Side::Own {
+                *written |= 1 << queue_idx;
+            }
+            if queue.send(header, parts).is_err() {
+                link.inputs.counters.tun_errors.add(parts.len());
+            }
+        });
+        self.arena.clear();
     }
 }

@@ -3,44 +3,57 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_engine::{
-    ChecksumState, Outbound, PeerHandle, Plane, SEAL_BUFFER_MIN, SEAL_OVERHEAD, Sealed, Sealer,
+    ChecksumState, Outbound, PeerHandle, SEAL_BUFFER_MIN, SEAL_OVERHEAD, Sealed, Sealer,
 };
 use mesh_io::buf::Arena;
 use mesh_io::offload::{Gso, OffloadError, Segments, VirtioHeader, complete_checksum};
 use mesh_io::tun::{MAX_PACKET, TunQueue};
-use mesh_io::udp::UdpSocket;
-use mesh_io::wait::{Interest, Waited, Waker, wait};
 
-use super::Inputs;
+use super::worker::Link;
 
-/// So many reads from the TUN, then what was sealed must go.
+/// So many bytes are sealed, then they go and the other direction has its turn: a sixth of a millisecond's work.
+const STEP_LEN: usize = 128 << 10;
+/// And so many packets, if they are small.
 const MAX_READS: usize = 64;
-/// Room for a few sealed super-packets.
-const ARENA_LEN: usize = 256 << 10;
+/// What a queue may take of a step before the next one has its turn.
+const QUANTUM: usize = 32 << 10;
+/// And so many packets.
+const MAX_QUEUE_READS: usize = 16;
+/// Room for a step and two super-packets more.
+const ARENA_LEN: usize = STEP_LEN + (160 << 10);
 /// A socket that has no room for this long is stuck, and newer packets are worth more.
 const MAX_SEND_WAIT: Duration = Duration::from_millis(100);
 
-/// One worker's way out.
+/// The way out.
 pub(super) struct Outward {
-    pub(super) queue: Arc<TunQueue>,
-    pub(super) socket: Arc<UdpSocket>,
-    pub(super) plane: Arc<Plane>,
-    pub(super) waker: Arc<Waker>,
-    pub(super) inputs: Inputs,
+    packet: Vec<u8>,
+    segment: Vec<u8>,
+    batch: Batch,
+    /// The queue that is served first in the next step.
+    turn: usize,
+}
+
+/// Whether everything that was sealed went.
+pub(super) enum Flushed {
+    All,
+    /// The socket has no room; the rest waits.
+    Blocked,
 }
 
 /// Sealed datagrams that wait for the end of the batch.
 struct Batch {
     arena: Arena,
     runs: Vec<Run>,
+    /// Runs that went.
+    n_sent: usize,
+    blocked_since: Option<Instant>,
 }
 
 /// Datagrams to one endpoint, all of length `stride` but the last.
+#[derive(Debug)]
 struct Run {
     dst: SocketAddr,
     range: Range<usize>,
@@ -49,67 +62,94 @@ struct Run {
 }
 
 impl Outward {
-    pub(super) fn run(self) -> io::Result<()> {
-        let mut packet = vec![0; MAX_PACKET];
-        let mut segment = vec![0; MAX_PACKET];
-        let mut batch = Batch {
-            arena: Arena::new(ARENA_LEN),
-            runs: Vec::with_capacity(MAX_READS),
-        };
-        while !self.waker.is_woken() {
-            let mut is_idle = false;
-            for _ in 0..MAX_READS {
-                match self.queue.recv(&mut packet) {
-                    Ok((header, len)) => {
-                        let packet = packet.get_mut(..len).unwrap_or_default();
-                        self.on_packet(&header, packet, &mut segment, &mut batch);
-                    }
-                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                        is_idle = true;
-                        break;
-                    }
-                    Err(err) if err.kind() == io::ErrorKind::InvalidData => {
-                        self.inputs.counters.tun_errors.add(1);
-                    }
-                    Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                    Err(err) => return Err(err),
-                }
-            }
-            self.flush(&mut batch)?;
-            if is_idle {
-                wait(self.queue.as_fd(), Interest::Readable, &self.waker, None)?;
-            }
+    pub(super) fn new() -> Self {
+        Self {
+            packet: vec![0; MAX_PACKET],
+            segment: vec![0; MAX_PACKET],
+            batch: Batch::new(ARENA_LEN),
+            turn: 0,
         }
-        Ok(())
     }
 
-    fn on_packet(
-        &self,
-        header: &VirtioHeader,
-        packet: &mut [u8],
-        segment: &mut [u8],
-        batch: &mut Batch,
-    ) {
+    /// How long the worker may sleep: until a socket without room counts as stuck.
+    pub(super) fn patience(&self, now: Instant) -> Option<Duration> {
+        let since = self.batch.blocked_since?;
+        Some(MAX_SEND_WAIT.saturating_sub(now.saturating_duration_since(since)))
+    }
+
+    /// Reads the queues that have packets, each in its turn, as much as a step may take; and sends that.
+    pub(super) fn step(&mut self, link: &Link, queues: u64) -> io::Result<Flushed> {
+        let n_queues = link.queues.len().max(1);
+        let (mut full, mut n_reads) = (queues, 0);
+        while full != 0 && n_reads < MAX_READS && self.batch.arena.len() < STEP_LEN {
+            let queue_idx = self.turn;
+            self.turn = (self.turn + 1) % n_queues;
+            let bit = 1_u64 << queue_idx;
+            let Some(queue) = link.queues.get(queue_idx).filter(|_| full & bit != 0) else {
+                continue;
+            };
+            if !self.serve(link, queue, &mut n_reads)? {
+                full &= !bit;
+            }
+            if self.batch.blocked_since.is_some() {
+                return Ok(Flushed::Blocked);
+            }
+        }
+        Ok(self.flush(link))
+    }
+
+    /// Reads one queue; whether it may have more.
+    fn serve(&mut self, link: &Link, queue: &TunQueue, n_reads: &mut usize) -> io::Result<bool> {
+        let start = self.batch.arena.len();
+        for _ in 0..MAX_QUEUE_READS {
+            match queue.recv(&mut self.packet) {
+                Ok((header, len)) => {
+                    *n_reads += 1;
+                    self.on_packet(link, queue, &header, len);
+                }
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(err) if err.kind() == io::ErrorKind::InvalidData => {
+                    link.inputs.counters.tun_errors.add(1);
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+            let is_served = self.batch.arena.len().saturating_sub(start) >= QUANTUM;
+            if is_served || self.batch.blocked_since.is_some() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    fn on_packet(&mut self, link: &Link, queue: &TunQueue, header: &VirtioHeader, len: usize) {
+        let Self {
+            packet,
+            segment,
+            batch,
+            ..
+        } = self;
+        let packet = packet.get_mut(..len).unwrap_or_default();
         let checksum = if header.needs_checksum {
             ChecksumState::Partial
         } else {
             ChecksumState::Complete
         };
-        let counters = &self.inputs.counters;
-        match self.plane.outbound(Instant::now(), packet, checksum) {
+        let counters = &link.inputs.counters;
+        match link.plane.outbound(Instant::now(), packet, checksum) {
             Outbound::Peer(peer) => {
                 let sealed = if header.gso == Gso::None {
                     complete_checksum(header, packet)
-                        .map(|()| self.seal_single(&peer, packet, batch))
+                        .map(|()| seal_single(link, &peer, packet, batch))
                 } else {
                     Segments::new(header, packet)
-                        .and_then(|segments| self.seal_segments(&peer, segments, segment, batch))
+                        .and_then(|segments| seal_segments(link, &peer, segments, segment, batch))
                 };
                 if sealed.is_err() {
                     counters.tun_errors.add(1);
                 }
             }
-            Outbound::Reflect => match self.queue.send(header, &[IoSlice::new(packet)]) {
+            Outbound::Reflect => match queue.send(header, &[IoSlice::new(packet)]) {
                 Ok(()) => counters.reflected.add(1),
                 Err(_) => counters.tun_errors.add(1),
             },
@@ -117,121 +157,106 @@ impl Outward {
         }
     }
 
-    fn seal_single(&self, peer: &PeerHandle, packet: &[u8], batch: &mut Batch) {
-        if !batch.has_room(packet.len()) && self.flush(batch).is_err() {
-            return;
+    /// Sends what was sealed, as far as the socket has room.
+    pub(super) fn flush(&mut self, link: &Link) -> Flushed {
+        self.batch.flush(link)
+    }
+}
+
+fn seal_single(link: &Link, peer: &PeerHandle, packet: &[u8], batch: &mut Batch) {
+    if !batch.make_room(link, packet.len()) {
+        return;
+    }
+    let dst = peer.endpoint();
+    let mut sealer = peer.seal();
+    seal(link, &mut sealer, dst, packet, batch);
+    if let Some(event) = sealer.finish() {
+        link.inputs.plane(event);
+    }
+}
+
+/// Seals all segments under one lock, or as few as there is room for.
+fn seal_segments(
+    link: &Link,
+    peer: &PeerHandle,
+    mut segments: Segments<'_>,
+    segment: &mut [u8],
+    batch: &mut Batch,
+) -> Result<(), OffloadError> {
+    while segments.n_remaining() > 0 {
+        let n_bytes = (segments.max_len() + SEAL_OVERHEAD).saturating_mul(segments.n_remaining());
+        // Many tiny segments may be longer than the arena: then as many at a time as it holds.
+        if !batch.make_room(link, n_bytes.min(ARENA_LEN - SEAL_OVERHEAD)) {
+            return Ok(());
         }
         let dst = peer.endpoint();
         let mut sealer = peer.seal();
-        self.seal(&mut sealer, dst, packet, batch);
+        let mut result = Ok(());
+        while batch.has_room(segments.max_len()) {
+            match segments.write_next(segment) {
+                Ok(Some(len)) => {
+                    let packet = segment.get(..len).unwrap_or_default();
+                    seal(link, &mut sealer, dst, packet, batch);
+                }
+                Ok(None) => break,
+                Err(err) => {
+                    result = Err(err);
+                    break;
+                }
+            }
+        }
         if let Some(event) = sealer.finish() {
-            self.inputs.plane(event);
+            link.inputs.plane(event);
         }
+        result?;
     }
+    Ok(())
+}
 
-    /// Seals all segments under one lock, or as few as there is room for.
-    fn seal_segments(
-        &self,
-        peer: &PeerHandle,
-        mut segments: Segments<'_>,
-        segment: &mut [u8],
-        batch: &mut Batch,
-    ) -> Result<(), OffloadError> {
-        let n_bytes = (segments.max_len() + SEAL_OVERHEAD).saturating_mul(segments.n_remaining());
-        if !batch.has_room(n_bytes.min(MAX_PACKET + ARENA_LEN / 4)) && self.flush(batch).is_err() {
-            return Ok(());
+fn seal(
+    link: &Link,
+    sealer: &mut Sealer<'_>,
+    dst: Option<SocketAddr>,
+    packet: &[u8],
+    batch: &mut Batch,
+) {
+    let counters = &link.inputs.counters;
+    match (sealer.seal(packet, batch.arena.spare()), dst) {
+        (Sealed::Datagram(len), Some(dst)) => {
+            batch.push(dst, len);
+            counters.tx_packets.add(1);
+            counters.tx_bytes.add(packet.len());
         }
-        while segments.n_remaining() > 0 {
-            let dst = peer.endpoint();
-            let mut sealer = peer.seal();
-            let mut result = Ok(());
-            while batch.has_room(segments.max_len()) {
-                match segments.write_next(segment) {
-                    Ok(Some(len)) => {
-                        let packet = segment.get(..len).unwrap_or_default();
-                        self.seal(&mut sealer, dst, packet, batch);
-                    }
-                    Ok(None) => break,
-                    Err(err) => {
-                        result = Err(err);
-                        break;
-                    }
-                }
-            }
-            if let Some(event) = sealer.finish() {
-                self.inputs.plane(event);
-            }
-            result?;
-            if segments.n_remaining() > 0 && self.flush(batch).is_err() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    fn seal(
-        &self,
-        sealer: &mut Sealer<'_>,
-        dst: Option<SocketAddr>,
-        packet: &[u8],
-        batch: &mut Batch,
-    ) {
-        let counters = &self.inputs.counters;
-        match (sealer.seal(packet, batch.arena.spare()), dst) {
-            (Sealed::Datagram(len), Some(dst)) => {
-                batch.push(dst, len);
-                counters.tx_packets.add(1);
-                counters.tx_bytes.add(packet.len());
-            }
-            (Sealed::Datagram(_), None) => counters.no_path.add(1),
-            (Sealed::Queued, _) => counters.queued.add(1),
-            (Sealed::Dropped(reason), _) => counters.drop_for(reason),
-        }
-    }
-
-    /// Sends what was sealed. Waiting for room here lets the TUN fill up, which slows senders down without loss.
-    fn flush(&self, batch: &mut Batch) -> io::Result<()> {
-        let counters = &self.inputs.counters;
-        for run in batch.runs.drain(..) {
-            let mut bytes = batch.arena.filled().get(run.range).unwrap_or_default();
-            let mut stuck_since = None;
-            while !bytes.is_empty() {
-                match self.socket.send(run.dst, bytes, run.stride) {
-                    Ok(n) => {
-                        counters.sent(n.div_ceil(run.stride), n);
-                        bytes = bytes.get(n..).unwrap_or_default();
-                        stuck_since = None;
-                    }
-                    Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                        let since = *stuck_since.get_or_insert_with(Instant::now);
-                        let left = MAX_SEND_WAIT.saturating_sub(since.elapsed());
-                        let waited = wait(
-                            self.socket.as_fd(),
-                            Interest::Writable,
-                            &self.waker,
-                            Some(left),
-                        )?;
-                        if waited != Waited::Ready || left.is_zero() {
-                            counters.send_errors.add(bytes.len().div_ceil(run.stride));
-                            break;
-                        }
-                    }
-                    Err(_) => {
-                        counters.send_errors.add(bytes.len().div_ceil(run.stride));
-                        break;
-                    }
-                }
-            }
-        }
-        batch.arena.clear();
-        Ok(())
+        (Sealed::Datagram(_), None) => counters.no_path.add(1),
+        (Sealed::Queued, _) => counters.queued.add(1),
+        (Sealed::Dropped(reason), _) => counters.drop_for(reason),
     }
 }
 
 impl Batch {
+    fn new(arena_len: usize) -> Self {
+        Self {
+            arena: Arena::new(arena_len),
+            runs: Vec::with_capacity(MAX_READS),
+            n_sent: 0,
+            blocked_since: None,
+        }
+    }
+
     fn has_room(&self, packet_len: usize) -> bool {
         self.arena.remaining() >= (packet_len + SEAL_OVERHEAD).max(SEAL_BUFFER_MIN)
+    }
+
+    /// Sends what is there if the packet does not fit beside it; without room even so, the packet is lost and counted.
+    fn make_room(&mut self, link: &Link, packet_len: usize) -> bool {
+        if self.has_room(packet_len) {
+            return true;
+        }
+        if matches!(self.flush(link), Flushed::All) {
+            return true;
+        }
+        link.inputs.counters.send_errors.add(1);
+        false
     }
 
     /// Keeps the datagram that was just sealed.
@@ -253,6 +278,46 @@ impl Batch {
             is_closed: false,
         });
     }
+
+    fn flush(&mut self, link: &Link) -> Flushed {
+        let counters = &link.inputs.counters;
+        while let Some(run) = self.runs.get_mut(self.n_sent) {
+            let bytes = self
+                .arena
+                .filled()
+                .get(run.range.clone())
+                .unwrap_or_default();
+            if bytes.is_empty() {
+                self.n_sent += 1;
+                continue;
+            }
+            match link.socket.send(run.dst, bytes, run.stride) {
+                Ok(n) => {
+                    counters.sent(n.div_ceil(run.stride), n);
+                    run.range.start += n;
+                    self.blocked_since = None;
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                    let now = Instant::now();
+                    let since = *self.blocked_since.get_or_insert(now);
+                    if now.saturating_duration_since(since) < MAX_SEND_WAIT {
+                        return Flushed::Blocked;
+                    }
+                    counters.send_errors.add(bytes.len().div_ceil(run.stride));
+                    run.range.start = run.range.end;
+                }
+                Err(_) => {
+                    counters.send_errors.add(bytes.len().div_ceil(run.stride));
+                    run.range.start = run.range.end;
+                }
+            }
+        }
+        (self.n_sent, self.blocked_since) = (0, None);
+        self.runs.clear();
+        self.arena.clear();
+        Flushed::All
+    }
 }
 
 #[cfg(test)]
@@ -261,10 +326,7 @@ mod tests {
 
     #[test]
     fn a_run_ends_with_a_short_datagram_or_another_endpoint() {
-        let mut batch = Batch {
-            arena: Arena::new(10_000),
-            runs: Vec::new(),
-        };
+        let mut batch = Batch::new(10_000);
         let (a, b) = (
             SocketAddr::from(([1, 1, 1, 1], 1)),
             SocketAddr::from(([2, 2, 2, 2], 2)),
