@@ -29,11 +29,8 @@ impl<'lab> LlamaServer<'lab> {
     /// # Errors
     /// When it does not come up.
     pub fn start(host: &'lab Host, model: &str, port: u16) -> Result<Self> {
-        let program = tool::llama_server()?;
-        let mut command = host.command(&program);
-        if let Some(folder) = program.parent() {
-            command.env("LD_LIBRARY_PATH", folder);
-        }
+        let mut command = host.command(tool::python()?);
+        command.arg(tool::llama_server_script());
         command.arg("-m").arg(tool::model(model)?);
         command.args(["--alias", model, "--host", "127.0.0.1"]);
         command.args(["--port", &port.to_string(), "-t", "1", "-np", "2"]);

