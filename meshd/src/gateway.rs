@@ -227,10 +227,7 @@ impl Core {
                 return Arc::clone(catalog);
             }
         }
-        let own = View {
-            own_offers: Arc::new(share.offers()),
-            ..View::clone(view)
-        };
+        let own = view.with_own_offers(Arc::new(share.offers()));
         let catalog = Arc::new(Catalog::build(&own, |_| false));
         *self.catalog.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((Arc::clone(view), share, Arc::clone(&catalog)));

@@ -23,7 +23,7 @@ use super::overlay::{Overlay, Parts};
 use crate::control::{self, ControlEvent, Credentials, Link, Report};
 use crate::local::LocalError;
 use crate::state_dir::{Membership, StateDir};
-use crate::view::View;
+use crate::view::{ByIpv4, View};
 
 /// Control events that wait for the loop; the stream waits when they are not taken.
 const N_EVENTS: usize = 64;
@@ -43,6 +43,7 @@ pub(super) struct Session {
     map: MapKeeper,
     /// The map without expired peers, as the parts see it.
     shown: Option<Arc<Netmap>>,
+    by_ipv4: Arc<ByIpv4>,
     next_expiry_ms: Option<u64>,
     /// When the overlay, which could not be made, is tried again, and how often it failed.
     retry: Option<(Instant, u32)>,
@@ -122,6 +123,7 @@ impl Session {
             status,
             map,
             shown: None,
+            by_ipv4: Arc::default(),
             next_expiry_ms: None,
             retry: None,
             report,
@@ -306,6 +308,7 @@ impl Session {
             .values()
             .filter_map(|peer| peer.expires_at_ms)
             .min();
+        self.by_ipv4 = Arc::new(ByIpv4::of(&shown));
         self.shown = Some(Arc::new(shown));
     }
 
@@ -316,12 +319,13 @@ impl Session {
         offers: &Arc<HostOffers>,
     ) {
         let Some(netmap) = &self.shown else { return };
-        view.send_replace(Some(Arc::new(View {
-            revision: self.map.newest().unwrap_or_default(),
-            netmap: Arc::clone(netmap),
-            own_offers: Arc::clone(offers),
-            settings: settings.clone(),
-        })));
+        view.send_replace(Some(Arc::new(View::new(
+            self.map.newest().unwrap_or_default(),
+            Arc::clone(netmap),
+            Arc::clone(&self.by_ipv4),
+            Arc::clone(offers),
+            settings.clone(),
+        ))));
     }
 
     /// Sends what the engine has to say; true when this node's endpoints changed.
