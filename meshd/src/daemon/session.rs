@@ -421,6 +421,7 @@ impl Session {
         }
         tracing::info!("the network changed");
         self.reflexive.clear();
+        overlay.dataplane.rebind();
         overlay
             .engine
             .handle_control(now, Update::LocalEndpoints(overlay.endpoints.clone()));
