@@ -451,11 +451,14 @@ impl Session {
 
     pub(super) fn ping(&mut self, now: Instant, node: NodeId, answer: Answer<PingReply>) {
         self.pings.retain(|_, answer| !answer.is_closed());
-        let token = self
-            .overlay
-            .as_mut()
-            .and_then(|overlay| overlay.engine.ping(now, &node));
-        match token {
+        let Some(overlay) = &mut self.overlay else {
+            let starting = LocalError::new(
+                code::NEEDS_LOGIN,
+                "the node is not up yet: its overlay could not be made so far",
+            );
+            return drop(answer.send(Err(starting)));
+        };
+        match overlay.engine.ping(now, &node) {
             Some(token) if self.pings.len() < N_PINGS_MAX => drop(self.pings.insert(token, answer)),
             Some(_) | None => {
                 let error = LocalError::new(
