@@ -24,5 +24,4 @@ mod tls;
 
 pub use api::openapi;
 pub use state_dir::socket_path;
-pub use tls::FIXED_NAME;
 pub use tls::pin::client_config;

@@ -68,7 +68,7 @@ impl Server {
             .ipv4_pool
             .unwrap_or_else(|| network_id.default_ipv4_pool());
         let mesh = store
-            .open_mesh(network_id, wanted_pool)
+            .open_mesh(network_id, wanted_pool, unix_ms())
             .await
             .context("cannot open the mesh")?;
         check(&mesh, network_id, &settings)?;

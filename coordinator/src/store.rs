@@ -60,6 +60,7 @@ pub(crate) enum JoinRefusal {
 pub(crate) struct MeshRecord {
     pub(crate) network_id: NetworkId,
     pub(crate) ipv4_pool: Ipv4Net,
+    /// Of this start: Unix milliseconds, or one more than the last one where the clock went back.
     pub(crate) epoch: u64,
     /// Whether this start founded the mesh.
     pub(crate) is_new: bool,
@@ -176,7 +177,7 @@ macro_rules! verbs {
 
 verbs! {
     /// Founds the mesh or takes it up again, with an epoch higher than any before.
-    open_mesh(network_id: NetworkId, pool: Ipv4Net) -> MeshRecord;
+    open_mesh(network_id: NetworkId, pool: Ipv4Net, now_ms: u64) -> MeshRecord;
     /// Writes something that changes nothing, to learn whether writing works.
     probe() -> ();
     /// Lets a machine in, or back in; spends its auth key when it needs one. Asking twice changes nothing.

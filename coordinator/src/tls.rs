@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ed25519_dalek::{Signer as _, SigningKey};
 use mesh_proto::key::CoordinatorPrivateKey;
+use mesh_proto::tls::COORDINATOR_NAME;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
@@ -27,9 +28,6 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::clock::unix_ms;
-
-/// The name that every leaf of a coordinator has, whatever its address: nodes that pin the key verify this one.
-pub const FIXED_NAME: &str = "coordinator.proxima.internal";
 
 const LEAF_LIFETIME: Duration = Duration::from_secs(397 * 24 * 3600);
 /// A leaf is made anew when this much of its life is left.
@@ -190,8 +188,8 @@ fn own_chain(
 
     let leaf_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let mut leaf = CertificateParams::default();
-    leaf.distinguished_name = named(FIXED_NAME);
-    leaf.subject_alt_names = vec![SanType::DnsName(FIXED_NAME.try_into()?)];
+    leaf.distinguished_name = named(COORDINATOR_NAME);
+    leaf.subject_alt_names = vec![SanType::DnsName(COORDINATOR_NAME.try_into()?)];
     for host in hosts {
         let name = match host.parse::<IpAddr>() {
             Ok(ip) => SanType::IpAddress(ip),

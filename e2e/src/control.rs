@@ -10,25 +10,20 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use mesh_proto::auth_key::{AuthKey, pin_of};
+use mesh_proto::auth_key::AuthKey;
 use mesh_proto::control::{
     ErrorBody, MAP_CONTENT_TYPE, NodeUpdate, PATH_IDENTITY, PATH_MAP, PATH_REGISTER, PATH_UPDATE,
     RegisterRequest, RegisterResponse,
 };
-use mesh_proto::key::{CoordinatorKey, MachinePrivateKey, NodeKey, Purpose};
+use mesh_proto::key::{MachinePrivateKey, NodeKey, Purpose};
 use mesh_proto::netmap::{MapBody, MapFrame, Netmap};
 use mesh_proto::request::{NONCE_HEADER, RequestProof};
+use mesh_proto::tls::{COORDINATOR_NAME, is_pinned};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
-
-const FIXED_NAME: &str = "coordinator.proxima.internal";
-/// What an Ed25519 public key looks like in a certificate (RFC 8410), before its 32 bytes.
-const ED25519_KEY_INFO: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
 
 /// Why a registration did not come about.
 #[derive(Debug)]
@@ -92,7 +87,7 @@ impl Client {
         stream.set_nodelay(true)?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let stream = connector
-            .connect(ServerName::try_from(FIXED_NAME)?, stream)
+            .connect(ServerName::try_from(COORDINATOR_NAME)?, stream)
             .await?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -285,16 +280,6 @@ struct Pinned {
     provider: Arc<rustls::crypto::CryptoProvider>,
 }
 
-impl Pinned {
-    fn is_pinned(&self, certificate: &CertificateDer<'_>) -> bool {
-        let key = certificate
-            .windows(ED25519_KEY_INFO.len() + 32)
-            .find_map(|window| window.strip_prefix(&ED25519_KEY_INFO));
-        key.and_then(|key| <[u8; 32]>::try_from(key).ok())
-            .is_some_and(|key| pin_of(&CoordinatorKey::from_bytes(key)) == self.pin)
-    }
-}
-
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
@@ -305,13 +290,17 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let wrong = || rustls::Error::General("not the coordinator of the auth key".to_owned());
-        let root = intermediates
-            .iter()
-            .find(|cert| self.is_pinned(cert))
-            .ok_or_else(wrong)?;
         let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned())?;
-        let name = ServerName::try_from(FIXED_NAME).map_err(|_| wrong())?;
+        for cert in intermediates {
+            roots.add(cert.clone().into_owned())?;
+        }
+        roots
+            .roots
+            .retain(|root| is_pinned(&root.subject_public_key_info, &self.pin));
+        if roots.is_empty() {
+            return Err(wrong());
+        }
+        let name = ServerName::try_from(COORDINATOR_NAME).map_err(|_| wrong())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
             .build()
             .map_err(|err| rustls::Error::General(err.to_string()))?

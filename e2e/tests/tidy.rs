@@ -96,6 +96,9 @@ const PURE: &[&str] = &[
 /// Programs whose metrics are in a `metrics.rs` and described in the guide.
 const METRICS: &[(&str, &str)] = &[("meshd", "meshd_"), ("coordinator", "coordinator_")];
 
+/// Programs whose commands and flags are in the guide, each in a section of its name.
+const PROGRAMS: &[&str] = &["meshctl", "meshd", "coordinator"];
+
 fn root() -> PathBuf {
     let e2e = Path::new(env!("CARGO_MANIFEST_DIR"));
     e2e.parent().unwrap_or(e2e).to_owned()
@@ -373,6 +376,87 @@ fn quoted_names<'a>(line: &'a str, prefix: &str) -> Vec<&'a str> {
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         })
         .collect()
+}
+
+#[test]
+fn every_command_and_flag_is_in_the_guide() -> Result<()> {
+    let guide = fs::read_to_string(root().join("docs/cli.md")).context("docs/cli.md")?;
+    let mut findings = Vec::new();
+    for program in PROGRAMS {
+        let sections = guide.split("\n## ");
+        let section = sections
+            .into_iter()
+            .find_map(|section| section.strip_prefix(&format!("{program}\n")))
+            .with_context(|| format!("docs/cli.md has no section {program}"))?;
+        let mut commands = vec![Vec::new()];
+        while let Some(command) = commands.pop() {
+            let help = help(program, &command)?;
+            let words = [&[(*program).to_owned()], command.as_slice()].concat();
+            for flag in help.flags {
+                let is_usual = ["--help", "--version"].contains(&flag.as_str());
+                if !is_usual && !section.contains(&flag) {
+                    findings.push(format!(
+                        "`{} {flag}` is not in docs/cli.md",
+                        words.join(" ")
+                    ));
+                }
+            }
+            for verb in help.verbs {
+                if !section.contains(&verb) {
+                    findings.push(format!(
+                        "`{} {verb}` is not in docs/cli.md",
+                        words.join(" ")
+                    ));
+                }
+                commands.push([command.as_slice(), &[verb]].concat());
+            }
+        }
+    }
+    report(&findings)
+}
+
+/// What a program's help tells of one of its commands.
+struct Help {
+    verbs: Vec<String>,
+    flags: Vec<String>,
+}
+
+fn help(program: &str, command: &[String]) -> Result<Help> {
+    let output = Command::new(e2e::tool::program(program)?)
+        .args(command)
+        .arg("--help")
+        .output()?;
+    ensure!(output.status.success(), "{program} {command:?}: {output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let mut help = Help {
+        verbs: Vec::new(),
+        flags: Vec::new(),
+    };
+    let mut heading = "";
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        if indent == 0 {
+            heading = line;
+            continue;
+        }
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if heading == "Commands:" && indent == 2 && first != "help" {
+            help.verbs.push(first.to_owned());
+        } else if heading != "Commands:" && first.starts_with('-') && indent <= 6 {
+            let words = line.split([' ', ',', '<', '[', '=']);
+            help.flags.extend(
+                words
+                    .filter(|word| word.len() > 2 && word.starts_with("--"))
+                    .take(1)
+                    .map(str::to_owned),
+            );
+        }
+    }
+    ensure!(
+        help.flags.contains(&"--help".to_owned()),
+        "{program} {command:?}: no flags in its help:\n{text}"
+    );
+    Ok(help)
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub const BEAT_MS: u64 = 1_000;
 /// A host without a beat for this long is offline.
 pub const BEAT_DEADLINE_MS: u64 = 3_000;
 
-/// Who a coordinator is. The signature proves that it holds the key, for those who came by a public certificate.
+/// Who a coordinator is. A node believes it for the pin, and then only what the key signs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Identity {

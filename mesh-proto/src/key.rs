@@ -138,8 +138,6 @@ pub enum Purpose {
     NodeKey,
     /// A coordinator vouches for a map frame ([`crate::netmap`]).
     MapFrame,
-    /// A coordinator vouches for what it says of itself before a node has joined.
-    Identity,
 }
 
 impl Purpose {
@@ -148,7 +146,6 @@ impl Purpose {
             Self::Request => b"proxima request v1\0",
             Self::NodeKey => b"proxima node key v1\0",
             Self::MapFrame => b"proxima map frame v1\0",
-            Self::Identity => b"proxima identity v1\0",
         }
     }
 

@@ -3,8 +3,8 @@
 //! No I/O, no async, no clock and no randomness of its own: what needs a time takes Unix milliseconds, what needs
 //! random bytes takes them from the caller.
 //!
-//! Reading order: [`id`] and [`key`] name things, [`auth_key`] is what a person pastes, [`request`] and [`control`]
-//! are what a node tells its coordinator, [`netmap`] with [`filter`] and [`share`] is what it hears back, [`name`] turns
+//! Reading order: [`id`] and [`key`] name things, [`auth_key`] is what a person pastes, [`tls`] what it pins, [`request`] and
+//! [`control`] are what a node tells its coordinator, [`netmap`] with [`filter`] and [`share`] is what it hears back, [`name`] turns
 //! models into DNS names, [`stun`] finds a node's outer endpoint, [`admin`] is the operator's API and [`local`] the
 //! socket between `meshctl` and `meshd`.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ pub mod netmap;
 pub mod request;
 pub mod share;
 pub mod stun;
+pub mod tls;
 
 /// The version of the control protocol that this build speaks.
 ///

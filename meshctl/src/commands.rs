@@ -37,14 +37,18 @@ pub(crate) async fn run(
     }
 }
 
-/// A node that is only switched off needs no auth key.
+/// A node that is only switched off, or still starting, needs no auth key.
 async fn why_down(failure: Failure, client: &Client) -> Failure {
-    match client.get::<Status>(PATH_STATUS).await {
-        Ok(status) if status.state == RunState::Stopped => {
-            Failure::new(Exit::Degraded, "stopped", "the node is switched off")
-                .with_fix("meshctl up")
+    let Ok(status) = client.get::<Status>(PATH_STATUS).await else {
+        return failure;
+    };
+    let words = status::state_words(status.state);
+    match status.state {
+        RunState::Stopped => Failure::new(Exit::Degraded, "stopped", words).with_fix("meshctl up"),
+        RunState::Starting => {
+            Failure::new(Exit::Degraded, "starting", words).with_fix("meshctl wait")
         }
-        Ok(_) | Err(_) => failure,
+        RunState::NeedsLogin | RunState::Refused | RunState::Running => failure,
     }
 }
 

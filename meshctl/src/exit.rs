@@ -132,8 +132,55 @@ fn exit_of(error_code: &str) -> Exit {
         | code::AUTH_KEY_REVOKED
         | code::NOT_REGISTERED
         | code::NODE_EXPIRED => Exit::NeedsLogin,
+        code::BAD_REQUEST => Exit::Usage,
         code::NOT_FOUND | code::TIMEOUT => Exit::NotFound,
         code::REFUSED | code::FORBIDDEN | code::UNAUTHORIZED => Exit::Refused,
         _ => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_ends_as_the_guide_says() {
+        for (codes, exit) in [
+            (
+                &[
+                    code::NEEDS_LOGIN,
+                    code::AUTH_KEY_UNKNOWN,
+                    code::AUTH_KEY_SPENT,
+                    code::AUTH_KEY_EXPIRED,
+                    code::AUTH_KEY_REVOKED,
+                    code::NOT_REGISTERED,
+                    code::NODE_EXPIRED,
+                ][..],
+                Exit::NeedsLogin,
+            ),
+            (&[code::BAD_REQUEST], Exit::Usage),
+            (&[code::NOT_FOUND, code::TIMEOUT], Exit::NotFound),
+            (
+                &[code::REFUSED, code::FORBIDDEN, code::UNAUTHORIZED],
+                Exit::Refused,
+            ),
+            (
+                &[
+                    code::BAD_PROOF,
+                    code::BAD_NONCE,
+                    code::CONFLICT,
+                    code::RATE_LIMITED,
+                    code::POOL_EXHAUSTED,
+                    code::UNAVAILABLE,
+                    code::INTERNAL,
+                    "a_code_of_a_newer_daemon",
+                ],
+                Exit::Failed,
+            ),
+        ] {
+            for error_code in codes {
+                assert_eq!(exit_of(error_code), exit, "{error_code}");
+            }
+        }
     }
 }

@@ -392,6 +392,10 @@ impl Daemon {
 
     async fn on_logged_out(&mut self, told: Result<(), ControlError>) -> Result<(), LocalError> {
         self.stop_session().await;
+        // First of all: a crash in between must not leave a share that the next mesh would see.
+        let share = self.share.borrow().after_leaving();
+        self.state.end_share(&share).map_err(internal)?;
+        self.share.send_replace(share);
         self.state.forget().map_err(internal)?;
         self.trouble.send_replace(None);
         self.run_state.send_replace(RunState::NeedsLogin);

@@ -9,7 +9,7 @@ mod outbound;
 mod steer;
 mod worker;
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,8 +17,7 @@ use std::thread::JoinHandle;
 use anyhow::Context as _;
 use mesh_engine::{Plane, PlaneEvent, Transmit};
 use mesh_io::Capabilities;
-use mesh_io::offload::VirtioHeader;
-use mesh_io::tun::{Tun, TunConfig, TunQueue};
+use mesh_io::tun::{Tun, TunConfig};
 use mesh_io::udp::{UdpConfig, UdpSocket};
 use mesh_io::wait::Waker;
 use tokio::sync::mpsc;
@@ -74,7 +73,6 @@ pub struct Dataplane {
     interface: String,
     port: u16,
     capabilities: Capabilities,
-    queue: Arc<TunQueue>,
     sockets: Vec<Arc<UdpSocket>>,
     inputs: mpsc::Receiver<DataplaneInput>,
     ended: mpsc::Receiver<String>,
@@ -120,7 +118,6 @@ impl Dataplane {
         };
         let interface = tun.name().to_owned();
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
-        let queue = queues.first().cloned().context("the TUN has no queue")?;
         let (inputs_tx, inputs) = mpsc::channel(N_INPUTS);
         let (ended_tx, ended) = mpsc::channel(n_workers);
         let own = Arc::new(Counters::default());
@@ -128,7 +125,6 @@ impl Dataplane {
             interface,
             port,
             capabilities,
-            queue,
             sockets: sockets.clone(),
             inputs,
             ended,
@@ -219,14 +215,6 @@ impl Dataplane {
                 tracing::trace!(endpoint = %transmit.dst, %err, "datagram not sent");
                 self.own.send_errors.add(1);
             }
-        }
-    }
-
-    /// Gives this machine an overlay packet, its checksums complete.
-    pub fn inject(&self, packet: &[u8]) {
-        let header = VirtioHeader::default();
-        if self.queue.send(&header, &[IoSlice::new(packet)]).is_err() {
-            self.own.tun_errors.add(1);
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod admit;
 mod alias;
+mod bodies;
 mod clean;
 mod count;
 mod dialect;
@@ -27,7 +28,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use mesh_proto::id::NodeId;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use admit::is_cloud_name;
@@ -36,6 +37,7 @@ pub use count::Usage;
 use crate::catalog::Catalog;
 use crate::inventory::InventoryStatus;
 use crate::view::{Liveness, View, ViewReceiver};
+use bodies::Bodies;
 use pool::Pool;
 use queue::Queue;
 use server::Side;
@@ -49,8 +51,6 @@ pub(crate) const DOOR_HEADER: &str = "x-proxima-door";
 const DOOR_PORT: u16 = 11_434;
 /// What is told as Ollama's version: the API that is spoken.
 const API_VERSION: &str = "0.33.0";
-/// Bodies that may be in memory at once, in MiB.
-const BODIES_MAX_MIB: usize = 256;
 
 /// What the gateway needs to know.
 #[derive(Debug)]
@@ -114,8 +114,8 @@ impl Gateway {
             meter: config.meter,
             peer_port: config.door_port.unwrap_or(DOOR_PORT),
             catalog: Mutex::new(None),
-            bodies: Arc::new(Semaphore::new(BODIES_MAX_MIB)),
-            own_bodies: Arc::new(Semaphore::new(BODIES_MAX_MIB)),
+            bodies: Bodies::of_peers(),
+            own_bodies: Bodies::own(),
             pool: Arc::default(),
         };
         Ok(Self {
@@ -200,9 +200,9 @@ pub(crate) struct Core {
     meter: Option<mpsc::Sender<Usage>>,
     peer_port: u16,
     catalog: Mutex<CatalogCache>,
-    bodies: Arc<Semaphore>,
+    bodies: Arc<Bodies>,
     /// Apart from the peers', which cannot take this machine's own room.
-    own_bodies: Arc<Semaphore>,
+    own_bodies: Arc<Bodies>,
     pool: Arc<Pool>,
 }
 
@@ -227,10 +227,7 @@ impl Core {
                 return Arc::clone(catalog);
             }
         }
-        let own = View {
-            own_offers: Arc::new(share.offers()),
-            ..View::clone(view)
-        };
+        let own = view.with_own_offers(Arc::new(share.offers()));
         let catalog = Arc::new(Catalog::build(&own, |_| false));
         *self.catalog.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((Arc::clone(view), share, Arc::clone(&catalog)));

@@ -60,6 +60,23 @@ impl Default for ShareConfig {
     }
 }
 
+impl ShareConfig {
+    /// What is left of it when the node leaves its mesh: nothing is shared in another mesh before its owner says so, and
+    /// then with nobody whom the name of a stranger would let in. What the owner chose of this machine stays.
+    #[must_use]
+    pub fn after_leaving(&self) -> Self {
+        let audience = match &self.audience {
+            Audience::Users(_) => Audience::Mine,
+            same @ (Audience::Everyone | Audience::Mine) => same.clone(),
+        };
+        Self {
+            is_on: false,
+            audience,
+            ..self.clone()
+        }
+    }
+}
+
 /// All that is known of this machine as a host.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct InventoryStatus {

@@ -227,14 +227,27 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`] when a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        for name in [
+        self.remove(&[
             MEMBERSHIP,
             NETMAP,
             SWITCH,
             NEXT_NODE_KEY,
             NODE_KEY,
             MACHINE_KEY,
-        ] {
+        ])
+    }
+
+    /// Stores what is left of the share when its mesh is left. On a full disk, where nothing can be written, the owner's
+    /// choices go rather than that sharing stays on.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when the file can be neither written nor removed.
+    pub fn end_share(&self, share: &ShareConfig) -> Result<(), StateError> {
+        self.set_share(share).or_else(|_| self.remove(&[SHARE]))
+    }
+
+    fn remove(&self, names: &[&str]) -> Result<(), StateError> {
+        for name in names {
             match fs::remove_file(self.path(name)) {
                 Ok(()) => {}
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {}

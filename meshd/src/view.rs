@@ -25,6 +25,23 @@ pub struct View {
     pub own_offers: Arc<HostOffers>,
     /// The settings of `meshctl set`.
     pub settings: Settings,
+    by_ipv4: Arc<ByIpv4>,
+}
+
+/// Which peer has which IPv4 overlay address; an IPv6 one holds the peer's id itself.
+#[derive(Debug, Default)]
+pub struct ByIpv4(BTreeMap<Ipv4Addr, NodeId>);
+
+impl ByIpv4 {
+    /// Reads the addresses of a map. Should two peers have one, the first by id has it.
+    #[must_use]
+    pub fn of(netmap: &Netmap) -> Self {
+        let mut by_ipv4 = BTreeMap::new();
+        for (id, peer) in &netmap.peers {
+            by_ipv4.entry(peer.ipv4).or_insert(*id);
+        }
+        Self(by_ipv4)
+    }
 }
 
 /// Who is behind an overlay address.
@@ -37,6 +54,33 @@ pub enum Caller<'a> {
 }
 
 impl View {
+    /// Puts a snapshot together. `by_ipv4` is of this very map; it is given, as many snapshots are of one map.
+    #[must_use]
+    pub fn new(
+        revision: Revision,
+        netmap: Arc<Netmap>,
+        by_ipv4: Arc<ByIpv4>,
+        own_offers: Arc<HostOffers>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            revision,
+            netmap,
+            own_offers,
+            settings,
+            by_ipv4,
+        }
+    }
+
+    /// The same with other offers of this node.
+    #[must_use]
+    pub fn with_own_offers(&self, own_offers: Arc<HostOffers>) -> Self {
+        Self {
+            own_offers,
+            ..self.clone()
+        }
+    }
+
     /// This node's overlay addresses.
     #[must_use]
     pub fn own_addrs(&self) -> (Ipv4Addr, Ipv6Addr) {
@@ -68,7 +112,10 @@ impl View {
             return Some(Caller::Own);
         }
         let found = match ip {
-            IpAddr::V4(ip) => self.netmap.peers.iter().find(|(_, peer)| peer.ipv4 == ip),
+            IpAddr::V4(ip) => {
+                let id = self.by_ipv4.0.get(&ip);
+                id.and_then(|id| self.netmap.peers.get_key_value(id))
+            }
             IpAddr::V6(ip) => {
                 let mut id = [0; 10];
                 id.copy_from_slice(&ip.octets()[6..]);
@@ -118,5 +165,36 @@ impl Liveness {
             .unwrap_or_else(PoisonError::into_inner)
             .get(node)
             .is_some_and(|until| *until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::fixture::{peer, view_of};
+
+    #[test]
+    fn every_caller_is_known_by_each_of_its_addresses_and_nobody_else_is() {
+        let peers = (1..=200).filter(|n| *n != 9).map(|n| {
+            let (id, mut entry) = peer(n, &format!("peer{n}"), HostOffers::default());
+            entry.ipv4 = Ipv4Addr::new(10, 77, 9, n);
+            (id, entry)
+        });
+        let view = view_of(HostOffers::default(), peers.collect());
+        for (id, entry) in &view.netmap.peers {
+            for ip in [IpAddr::V4(entry.ipv4), IpAddr::V6(entry.ipv6)] {
+                let caller = view.caller(ip);
+                let is_right = matches!(caller, Some(Caller::Peer(found, with)) if found == *id && with == entry);
+                assert!(is_right, "{ip}: {caller:?}");
+            }
+        }
+        let (own4, own6) = view.own_addrs();
+        let (service4, service6) = view.service_addrs();
+        for ip in [own4.into(), own6.into(), service4.into(), service6.into()] {
+            assert!(matches!(view.caller(ip), Some(Caller::Own)), "{ip}");
+        }
+        for ip in ["10.77.9.201", "10.77.8.1", "192.0.2.1", "2001:db8::1"] {
+            assert!(view.caller(ip.parse().unwrap()).is_none(), "{ip}");
+        }
     }
 }

@@ -81,9 +81,10 @@ impl SqliteStore {
         &self,
         network_id: NetworkId,
         pool: Ipv4Net,
+        now_ms: u64,
     ) -> Result<MeshRecord, StoreError> {
         let mut tx = self.begin().await?;
-        let result = open_mesh(&mut tx.connection, network_id, pool).await;
+        let result = open_mesh(&mut tx.connection, network_id, pool, now_ms).await;
         tx.finish(result).await
     }
 
@@ -126,24 +127,27 @@ async fn open_mesh(
     connection: &mut SqliteConnection,
     network_id: NetworkId,
     pool: Ipv4Net,
+    now_ms: u64,
 ) -> Result<MeshRecord, StoreError> {
     let found = sqlx::query("SELECT network_id, ipv4_pool, epoch FROM mesh WHERE id = 1")
         .fetch_optional(&mut *connection)
         .await?;
     let Some(row) = found else {
-        sqlx::query("INSERT INTO mesh (id, network_id, ipv4_pool, ipv4_next, epoch) VALUES (1, $1, $2, 0, 1)")
+        let epoch = next_epoch(0, now_ms);
+        sqlx::query("INSERT INTO mesh (id, network_id, ipv4_pool, ipv4_next, epoch) VALUES (1, $1, $2, 0, $3)")
             .bind(network_id.to_string())
             .bind(pool.to_string())
+            .bind(to_i64(epoch)?)
             .execute(connection)
             .await?;
         return Ok(MeshRecord {
             network_id,
             ipv4_pool: pool,
-            epoch: 1,
+            epoch,
             is_new: true,
         });
     };
-    let epoch = to_u64(row.try_get("epoch")?)? + 1;
+    let epoch = next_epoch(to_u64(row.try_get("epoch")?)?, now_ms);
     sqlx::query("UPDATE mesh SET epoch = $1 WHERE id = 1")
         .bind(to_i64(epoch)?)
         .execute(connection)
@@ -154,6 +158,11 @@ async fn open_mesh(
         epoch,
         is_new: false,
     })
+}
+
+/// Higher than any epoch before, also than those that a restored backup does not know of: they were of earlier times.
+fn next_epoch(stored: u64, now_ms: u64) -> u64 {
+    stored.saturating_add(1).max(now_ms)
 }
 
 async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {

@@ -5,10 +5,14 @@ use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
 use super::*;
 
 async fn open(dir: &Path) -> (Store, MeshRecord) {
+    open_at(dir, 0).await
+}
+
+async fn open_at(dir: &Path, now_ms: u64) -> (Store, MeshRecord) {
     let store = Store::open_sqlite(&dir.join("test.db")).await.unwrap();
     let network = NetworkId::from_bytes([1; 16]);
     let mesh = store
-        .open_mesh(network, "10.77.0.0/22".parse().unwrap())
+        .open_mesh(network, "10.77.0.0/22".parse().unwrap(), now_ms)
         .await
         .unwrap();
     (store, mesh)
@@ -64,6 +68,29 @@ async fn the_epoch_rises_with_each_start() {
         (second.epoch, second.is_new, second.ipv4_pool),
         (2, false, first.ipv4_pool)
     );
+}
+
+#[tokio::test]
+async fn the_epoch_is_the_time_of_the_start_also_after_a_backup_was_restored() {
+    use sqlx::{ConnectOptions as _, Connection as _};
+
+    let dir = tempfile::tempdir().unwrap();
+    let restored = tempfile::tempdir().unwrap();
+    assert_eq!(open_at(dir.path(), 5_000).await.1.epoch, 5_000);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("test.db"));
+    let mut connection = options.connect().await.unwrap();
+    sqlx::query("VACUUM INTO $1")
+        .bind(restored.path().join("test.db").display().to_string())
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    for now_ms in [6_000, 7_000] {
+        assert_eq!(open_at(dir.path(), now_ms).await.1.epoch, now_ms);
+    }
+    assert_eq!(open_at(restored.path(), 8_000).await.1.epoch, 8_000);
+    // A clock that went back does not take the epoch with it.
+    assert_eq!(open_at(restored.path(), 1_000).await.1.epoch, 8_001);
 }
 
 #[tokio::test]

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_proto::auth_key::pin_of;
-use mesh_proto::key::CoordinatorKey;
+use mesh_proto::tls::{COORDINATOR_NAME, is_pinned};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -11,11 +10,6 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
-
-use super::FIXED_NAME;
-
-/// What an Ed25519 key looks like in a certificate (RFC 8410, section 4), up to the key itself.
-const ED25519_KEY_HEAD: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Accepts a chain that the pinned coordinator key signed, whatever host it was reached by.
 #[derive(Debug)]
@@ -49,14 +43,8 @@ impl PinVerifier {
             if roots.add(certificate.clone().into_owned()).is_err() {
                 continue;
             }
-            let is_pinned = roots.roots.iter().any(|root| {
-                root.subject_public_key_info
-                    .as_ref()
-                    .strip_prefix(&ED25519_KEY_HEAD)
-                    .and_then(|key| <[u8; 32]>::try_from(key).ok())
-                    .is_some_and(|key| pin_of(&CoordinatorKey::from_bytes(key)) == self.pin)
-            });
-            if is_pinned {
+            let mut anchors = roots.roots.iter();
+            if anchors.any(|root| is_pinned(&root.subject_public_key_info, &self.pin)) {
                 return Ok(roots);
             }
         }
@@ -80,8 +68,8 @@ impl ServerCertVerifier for PinVerifier {
         )
         .build()
         .map_err(|err| Error::General(err.to_string()))?;
-        let name =
-            ServerName::try_from(FIXED_NAME).map_err(|err| Error::General(err.to_string()))?;
+        let name = ServerName::try_from(COORDINATOR_NAME)
+            .map_err(|err| Error::General(err.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)
     }
 

@@ -237,7 +237,7 @@ async fn the_pin_is_what_makes_a_coordinator_trusted() {
     let stream = tokio::net::TcpStream::connect(mesh.address())
         .await
         .unwrap();
-    let name = rustls::pki_types::ServerName::try_from(coordinator::FIXED_NAME).unwrap();
+    let name = rustls::pki_types::ServerName::try_from(mesh_proto::tls::COORDINATOR_NAME).unwrap();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     assert!(connector.connect(name, stream).await.is_err());
 }

@@ -27,17 +27,42 @@ fn client(node: &Node<'_>, script: &str, base_url: &str, model: &str) -> Result<
     serde_json::from_slice(&output.stdout).with_context(|| stdout(&output))
 }
 
-#[test]
-fn openai_and_ollama_clients_list_and_stream() -> Result<()> {
+/// What the host's models are behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Ollama,
+    LlamaAlone,
+}
+
+/// Plays with a guest and a host that shares one model, which the guest has heard of.
+fn with_host(
+    server: Server,
+    model: &str,
+    test: impl FnOnce(&Node<'_>, &Node<'_>, &LlamaServer<'_>) -> Result<()>,
+) -> Result<()> {
     scenario(&["control", "beta", "gamma"], |lab| {
         let (_coordinator, nodes) = mesh(lab, &["beta", "gamma"])?;
-        let [beta, gamma] = nodes.as_slice() else {
+        let [guest, host] = nodes.as_slice() else {
             unreachable!("two hosts were named")
         };
-        let tiny = LlamaServer::start(gamma.host, "tiny", 9001)?;
-        let _ollama = Ollama::start(gamma.host, "127.0.0.1:11434", &[("tiny", &tiny)], &[])?;
-        gamma.share()?;
-        beta.wait_model("tiny", PROMISED)?;
+        let (port, has_ollama) = match server {
+            Server::Ollama => (9001, true),
+            Server::LlamaAlone => (8080, false),
+        };
+        let llama = LlamaServer::start(host.host, model, port)?;
+        let served = [(model, &llama)];
+        let _ollama = has_ollama
+            .then(|| Ollama::start(host.host, "127.0.0.1:11434", &served, &[]))
+            .transpose()?;
+        host.share()?;
+        guest.wait_model(model, PROMISED)?;
+        test(guest, host, &llama)
+    })
+}
+
+#[test]
+fn openai_and_ollama_clients_list_and_stream() -> Result<()> {
+    with_host(Server::Ollama, "tiny", |beta, gamma, _| {
         // From the guest, and on the host itself, whose own gateway serves it too.
         for node in [beta, gamma] {
             for base in [
@@ -73,14 +98,7 @@ fn openai_and_ollama_clients_list_and_stream() -> Result<()> {
 
 #[test]
 fn an_openai_only_server_is_shared_as_it_is() -> Result<()> {
-    scenario(&["control", "beta", "gamma"], |lab| {
-        let (_coordinator, nodes) = mesh(lab, &["beta", "gamma"])?;
-        let [beta, gamma] = nodes.as_slice() else {
-            unreachable!("two hosts were named")
-        };
-        let _tiny = LlamaServer::start(gamma.host, "tiny", 8080)?;
-        gamma.share()?;
-        beta.wait_model("tiny", PROMISED)?;
+    with_host(Server::LlamaAlone, "tiny", |beta, _, _| {
         for base in ["http://ollama.proxima:11434", "http://tiny.proxima:11434"] {
             let seen = client(beta, "openai_client.py", base, "tiny")?;
             ensure!(
@@ -96,15 +114,7 @@ fn an_openai_only_server_is_shared_as_it_is() -> Result<()> {
 
 #[test]
 fn meshctl_run_and_curl_stream_from_an_ollama_host() -> Result<()> {
-    scenario(&["control", "beta", "gamma"], |lab| {
-        let (_coordinator, nodes) = mesh(lab, &["beta", "gamma"])?;
-        let [beta, gamma] = nodes.as_slice() else {
-            unreachable!("two hosts were named")
-        };
-        let tiny = LlamaServer::start(gamma.host, "tiny", 9001)?;
-        let _ollama = Ollama::start(gamma.host, "127.0.0.1:11434", &[("tiny", &tiny)], &[])?;
-        gamma.share()?;
-        beta.wait_model("tiny", PROMISED)?;
+    with_host(Server::Ollama, "tiny", |beta, _, _| {
         let said = beta.ctl_ok(&["run", "tiny", "hi"])?;
         ensure!(counted(&said, 't')? == 512, "{said}");
 
@@ -151,15 +161,7 @@ fn meshctl_run_and_curl_stream_from_an_ollama_host() -> Result<()> {
 
 #[test]
 fn a_client_that_hangs_up_ends_the_generation() -> Result<()> {
-    scenario(&["control", "beta", "gamma"], |lab| {
-        let (_coordinator, nodes) = mesh(lab, &["beta", "gamma"])?;
-        let [beta, gamma] = nodes.as_slice() else {
-            unreachable!("two hosts were named")
-        };
-        let slow = LlamaServer::start(gamma.host, "slow", 9001)?;
-        let _ollama = Ollama::start(gamma.host, "127.0.0.1:11434", &[("slow", &slow)], &[])?;
-        gamma.share()?;
-        beta.wait_model("slow", PROMISED)?;
+    with_host(Server::Ollama, "slow", |beta, _, slow| {
         for base in ["http://slow.proxima:11434", "http://ollama.proxima:11434"] {
             for (path, is_stream) in [
                 ("/api/chat", true),

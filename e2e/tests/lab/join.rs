@@ -68,11 +68,17 @@ fn down_and_up_keep_the_identity_and_logout_forgets_it() -> Result<()> {
         wait_until("traffic is back", Duration::from_secs(5), || {
             ping(beta.host, target)
         })?;
+        beta.share()?;
         beta.ctl_ok(&["logout"])?;
         ensure!(
             beta.status()?.state == RunState::NeedsLogin,
             "{:?}",
             beta.status()?
+        );
+        let share: Value = serde_json::from_str(&beta.ctl_ok(&["share", "--json"])?)?;
+        ensure!(
+            share["is_on"] == false,
+            "it would share in the next mesh: {share}"
         );
         wait_until("the coordinator forgot it", Duration::from_secs(5), || {
             let nodes = coordinator.nodes()?;

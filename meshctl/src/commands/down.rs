@@ -30,8 +30,8 @@ pub(super) async fn logout(client: &Client, output: &Output) -> Result<Exit, Fai
         .during("leaving the mesh", client.post_empty(PATH_LOGOUT))
         .await?;
     output.answer(&DONE, |_| {
-        "The node has left its mesh and forgotten its identity.\n".to_owned()
+        "The node has left its mesh and forgotten its identity. It shares nothing.\n".to_owned()
     })?;
-    output.hint("meshctl up --auth-key pxk_… joins one again");
+    output.hint("meshctl up --auth-key pxk_… joins one again, and meshctl share on shares there");
     Ok(Exit::Done)
 }

@@ -32,6 +32,8 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
         target: pings.target.clone(),
         timeout_ms: Some(u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX)),
     };
+    // What meshd said of a probe that could not even be sent.
+    let mut unsent = None;
     for n in 0..args.count {
         let next = Instant::now() + INTERVAL;
         pings.n_sent += 1;
@@ -48,6 +50,12 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
                     output.note(&format!("no reply from {}", pings.target));
                 }
             }
+            Err(failure) if failure.code == code::UNAVAILABLE => {
+                if args.count > 1 {
+                    output.note(&failure.message);
+                }
+                unsent = Some(failure.message);
+            }
             Err(failure) if failure.code == code::NOT_FOUND => {
                 return Err(with_near_names(failure, &pings.target, client).await);
             }
@@ -58,16 +66,21 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
         }
     }
     if pings.replies.is_empty() {
-        return Err(Failure::new(
-            Exit::NotFound,
-            code::TIMEOUT,
-            format!(
-                "no reply from {} within {} s: it is off, or its network lets nothing through",
-                pings.target,
-                args.timeout.as_secs_f64()
+        let (error_code, why) = match unsent {
+            Some(why) => (
+                code::UNAVAILABLE,
+                format!("no reply from {}: {why}", pings.target),
             ),
-        )
-        .with_fix_note(
+            None => (
+                code::TIMEOUT,
+                format!(
+                    "no reply from {} within {} s: it is off, or its network lets nothing through",
+                    pings.target,
+                    args.timeout.as_secs_f64()
+                ),
+            ),
+        };
+        return Err(Failure::new(Exit::NotFound, error_code, why).with_fix_note(
             "meshctl status",
             "whether it is online, and how it was reached",
         ));

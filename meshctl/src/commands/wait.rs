@@ -86,13 +86,13 @@ async fn gave_up(state: WaitState, client: &Client) -> Failure {
         )
         .with_login_fix(),
         RunState::Stopped => Failure::new(
-            Exit::NotFound,
+            Exit::Degraded,
             code::TIMEOUT,
             "waited in vain: the node is switched off",
         )
         .with_fix("meshctl up"),
         RunState::Starting => Failure::new(
-            Exit::NotFound,
+            Exit::Degraded,
             code::TIMEOUT,
             "waited in vain: the node has heard nothing from its coordinator yet",
         )

@@ -197,6 +197,36 @@ fn ping_without_a_reply_and_to_nobody() {
     assert_snapshot!("ping_refused", fake.meshctl(&["ping", "gpu1"]));
 }
 
+#[test]
+fn a_ping_that_cannot_be_sent_had_no_reply() {
+    let unsent = "the probe cannot be sent now: try again in a moment";
+    let fake = Fake::running()
+        .error("POST", PATH_PING, 503, "unavailable", unsent)
+        .start();
+    let text = fake.meshctl(&["ping", "gpu1", "-c", "2"]);
+    assert!(text.contains("[exit 5]"), "{text}");
+    assert!(
+        text.contains(&format!("no reply from gpu1: {unsent}")),
+        "{text}"
+    );
+    assert_eq!(fake.asked().len(), 2, "it gave up after the first: {text}");
+}
+
+#[test]
+fn a_node_that_is_still_starting_is_degraded_and_needs_no_login() {
+    let fake = Fake::bare()
+        .json("GET", PATH_STATUS, &status_of(RunState::Starting))
+        .error("POST", PATH_PING, 409, "needs_login", "the node is not up")
+        .error("GET", PATH_MODELS, 409, "needs_login", "the node is not up")
+        .start();
+    for verb in [&["ping", "gpu1"][..], &["models"]] {
+        let text = fake.meshctl(verb);
+        assert!(text.contains("[exit 7]"), "{text}");
+        assert!(text.contains("meshctl wait"), "{text}");
+        assert!(!text.contains("auth-key"), "{text}");
+    }
+}
+
 fn dns() -> DnsStatus {
     DnsStatus {
         suffix: "proxima".to_owned(),

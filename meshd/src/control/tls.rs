@@ -6,8 +6,7 @@
 
 use std::sync::Arc;
 
-use mesh_proto::auth_key::pin_of;
-use mesh_proto::key::CoordinatorKey;
+use mesh_proto::tls::{COORDINATOR_NAME, is_pinned};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -15,12 +14,6 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
-
-/// The name in every certificate that a coordinator makes by itself.
-const COORDINATOR_NAME: &str = "coordinator.proxima.internal";
-
-/// DER of an Ed25519 `SubjectPublicKeyInfo` up to the key itself (RFC 8410), without the outer sequence.
-const ED25519_SPKI: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 pub(super) fn config(pin: [u8; 32]) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -64,15 +57,8 @@ impl PinnedVerifier {
         chain.iter().find_map(|cert| {
             let mut store = RootCertStore::empty();
             store.add(cert.clone().into_owned()).ok()?;
-            let key = store
-                .roots
-                .first()?
-                .subject_public_key_info
-                .as_ref()
-                .strip_prefix(&ED25519_SPKI)?
-                .try_into()
-                .ok()?;
-            (pin_of(&CoordinatorKey::from_bytes(key)) == self.pin).then_some(store)
+            let key_info = &store.roots.first()?.subject_public_key_info;
+            is_pinned(key_info, &self.pin).then_some(store)
         })
     }
 }

@@ -23,7 +23,7 @@ use super::overlay::{Overlay, Parts};
 use crate::control::{self, ControlEvent, Credentials, Link, Report};
 use crate::local::LocalError;
 use crate::state_dir::{Membership, StateDir};
-use crate::view::View;
+use crate::view::{ByIpv4, View};
 
 /// Control events that wait for the loop; the stream waits when they are not taken.
 const N_EVENTS: usize = 64;
@@ -43,6 +43,7 @@ pub(super) struct Session {
     map: MapKeeper,
     /// The map without expired peers, as the parts see it.
     shown: Option<Arc<Netmap>>,
+    by_ipv4: Arc<ByIpv4>,
     next_expiry_ms: Option<u64>,
     /// When the overlay, which could not be made, is tried again, and how often it failed.
     retry: Option<(Instant, u32)>,
@@ -122,6 +123,7 @@ impl Session {
             status,
             map,
             shown: None,
+            by_ipv4: Arc::default(),
             next_expiry_ms: None,
             retry: None,
             report,
@@ -306,6 +308,7 @@ impl Session {
             .values()
             .filter_map(|peer| peer.expires_at_ms)
             .min();
+        self.by_ipv4 = Arc::new(ByIpv4::of(&shown));
         self.shown = Some(Arc::new(shown));
     }
 
@@ -316,12 +319,13 @@ impl Session {
         offers: &Arc<HostOffers>,
     ) {
         let Some(netmap) = &self.shown else { return };
-        view.send_replace(Some(Arc::new(View {
-            revision: self.map.newest().unwrap_or_default(),
-            netmap: Arc::clone(netmap),
-            own_offers: Arc::clone(offers),
-            settings: settings.clone(),
-        })));
+        view.send_replace(Some(Arc::new(View::new(
+            self.map.newest().unwrap_or_default(),
+            Arc::clone(netmap),
+            Arc::clone(&self.by_ipv4),
+            Arc::clone(offers),
+            settings.clone(),
+        ))));
     }
 
     /// Sends what the engine has to say; true when this node's endpoints changed.
@@ -417,6 +421,7 @@ impl Session {
         }
         tracing::info!("the network changed");
         self.reflexive.clear();
+        overlay.dataplane.rebind();
         overlay
             .engine
             .handle_control(now, Update::LocalEndpoints(overlay.endpoints.clone()));
@@ -446,11 +451,14 @@ impl Session {
 
     pub(super) fn ping(&mut self, now: Instant, node: NodeId, answer: Answer<PingReply>) {
         self.pings.retain(|_, answer| !answer.is_closed());
-        let token = self
-            .overlay
-            .as_mut()
-            .and_then(|overlay| overlay.engine.ping(now, &node));
-        match token {
+        let Some(overlay) = &mut self.overlay else {
+            let starting = LocalError::new(
+                code::NEEDS_LOGIN,
+                "the node is not up yet: its overlay could not be made so far",
+            );
+            return drop(answer.send(Err(starting)));
+        };
+        match overlay.engine.ping(now, &node) {
             Some(token) if self.pings.len() < N_PINGS_MAX => drop(self.pings.insert(token, answer)),
             Some(_) | None => {
                 let error = LocalError::new(

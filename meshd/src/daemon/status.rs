@@ -149,14 +149,14 @@ impl Daemon {
 
 fn older_map(told: Revision, known: Revision) -> Problem {
     let message = format!(
-        "the coordinator offers an older map ({}.{}) than this node has ({}.{}), as after its database was restored from a \
-         backup; it is refused, and changes of the mesh do not arrive. If its operator restored it: leave and join again",
+        "the coordinator offers an older map ({}.{}) than this node has ({}.{}); it is refused, and changes of the mesh do not \
+         arrive. Its clock was in the past when it started: its operator sets the clock and restarts it",
         told.epoch, told.version, known.epoch, known.version
     );
     Problem {
         code: "map_rolled_back".to_owned(),
         message,
-        fix: Some("meshctl logout && meshctl up --auth-key pxk_…".to_owned()),
+        fix: None,
     }
 }
 

@@ -10,7 +10,7 @@ use mesh_proto::local::Settings;
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, Revision, SelfNode};
 use mesh_proto::share::{Audience, BackendApi, Digest, HostOffers, Offer};
 
-use crate::view::View;
+use crate::view::{ByIpv4, View};
 
 pub(crate) fn digest(n: u8) -> Digest {
     Digest::from_bytes([n; 32])
@@ -98,15 +98,18 @@ pub(crate) fn view_of(own: HostOffers, peers: Vec<(NodeId, PeerEntry)>) -> View 
         filter: Filter::default(),
         peers: peers.into_iter().collect::<BTreeMap<_, _>>(),
     };
-    View {
-        revision: Revision {
-            epoch: 1,
-            version: 7,
-        },
-        netmap: Arc::new(netmap),
-        own_offers: Arc::new(own),
-        settings: Settings::default(),
-    }
+    let revision = Revision {
+        epoch: 1,
+        version: 7,
+    };
+    let by_ipv4 = Arc::new(ByIpv4::of(&netmap));
+    View::new(
+        revision,
+        Arc::new(netmap),
+        by_ipv4,
+        Arc::new(own),
+        Settings::default(),
+    )
 }
 
 pub(crate) fn view() -> View {

@@ -89,11 +89,11 @@ pub(crate) async fn answer(
             ok(&listing::v1_model(&listed))
         }
         Route::Show => {
-            let asked = server::read(&core.bodies, request).await?;
+            let asked = server::read(&core.bodies, guest, request).await?;
             show(core, &view, alias.as_ref(), &asked.body).await?
         }
         Route::Infer(route) => {
-            let mut asked = server::read(&core.bodies, request).await?;
+            let mut asked = server::read(&core.bodies, guest, request).await?;
             let body = std::mem::take(&mut asked.body);
             infer(core, &view, guest, route, alias.as_ref(), body).await?
         }

@@ -108,7 +108,7 @@ pub(crate) async fn answer(
         Route::Infer(route) => Call::Infer(route),
     };
     let alias = door::host_alias(&request, &view);
-    let asked = server::read(&core.own_bodies, request).await?;
+    let asked = server::read(&core.own_bodies, None, request).await?;
     let entry = match (clean::model_of(&asked.body)?, &alias) {
         (Some(name), _) => {
             let found = catalog.lookup_model(name);

@@ -15,13 +15,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_proto::id::NodeId;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::admit::{Infer, Route};
+use super::bodies::{Bodies, NoRoom, Room};
 use super::dialect::{Dialect, Refusal, full, json_reply};
 use super::json::Object;
 use super::{API_VERSION, Core, DOOR_HEADER, ReplyBody, clean, door, guest, json, upstream};
@@ -265,12 +266,13 @@ fn is_below(name: &str, suffix: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) body: Object,
-    _memory: OwnedSemaphorePermit,
+    _memory: Room,
 }
 
-/// Reads and parses a body, within the bounds of size, time and memory.
+/// Reads and parses a body, within the bounds of size, time and memory. `None` stands for this machine itself.
 pub(crate) async fn read(
-    bodies: &Arc<Semaphore>,
+    bodies: &Arc<Bodies>,
+    who: Option<NodeId>,
     request: Request<Incoming>,
 ) -> Result<Asked, Refusal> {
     if let Some(encoding) = request.headers().get(CONTENT_ENCODING)
@@ -300,7 +302,7 @@ pub(crate) async fn read(
     let mut incoming = request.into_body();
     let mut bytes = BytesMut::new();
     // Room is taken for what came, never for what was promised: a caller that sends nothing keeps nobody out.
-    let mut memory = take_room(bodies, 1)?;
+    let mut memory = bodies.enter(who).map_err(no_room)?;
     loop {
         let deadline = started + time_for(bytes.len());
         let frame = match tokio::time::timeout_at(deadline, incoming.frame()).await {
@@ -321,10 +323,7 @@ pub(crate) async fn read(
             return Err(too_large());
         }
         bytes.extend_from_slice(&data);
-        let n_mib = (bytes.len() >> 20) + 1;
-        if n_mib > memory.num_permits() {
-            memory.merge(take_room(bodies, n_mib - memory.num_permits())?);
-        }
+        memory.grow_to((bytes.len() >> 20) + 1).map_err(no_room)?;
     }
     let body = json::parse_object(&bytes).map_err(Refusal::bad_request)?;
     if bytes.len() > BODY_MAX && !clean::has_images(&body) {
@@ -336,11 +335,8 @@ pub(crate) async fn read(
     })
 }
 
-fn take_room(bodies: &Arc<Semaphore>, n_mib: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let n_mib = u32::try_from(n_mib).unwrap_or(u32::MAX);
-    Arc::clone(bodies)
-        .try_acquire_many_owned(n_mib)
-        .map_err(|_| Refusal::busy("too many large requests at once; try again shortly"))
+fn no_room(why: NoRoom) -> Refusal {
+    Refusal::busy(why.to_string())
 }
 
 /// How long a body may take when so much of it came: slow ones are cut soon, long ones have the time that they need.

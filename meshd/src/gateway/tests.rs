@@ -24,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::inventory::{InventoryStatus, ShareConfig, Shared};
+use crate::view::ByIpv4;
 
 /// The own address of the node under test; peers are 127.0.0.2 and up.
 const OWN: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
@@ -94,36 +95,39 @@ pub(super) fn peer(n: u8, models: Vec<Offer>) -> (NodeId, PeerEntry) {
 pub(super) fn view(peers: Vec<(NodeId, PeerEntry)>) -> Arc<View> {
     let id = NetworkId::from_bytes([5; 16]);
     let machine = MachinePrivateKey::from_bytes(&[1; 32]);
-    Arc::new(View {
-        revision: Revision::default(),
-        netmap: Arc::new(Netmap {
-            network: NetworkInfo {
-                id,
-                suffix: "proxima".to_owned(),
-                ipv4_pool: "127.0.0.0/16".parse().unwrap(),
-                ipv6_prefix: id.ipv6_prefix(),
-                service_ipv4: Ipv4Addr::new(127, 0, 0, 53),
-                service_ipv6: id.service_ipv6(),
-                stun: Vec::new(),
-                coordinator_urls: Vec::new(),
-            },
-            node: SelfNode {
-                id: NodeId::of(&machine.public()),
-                name: "own".parse().unwrap(),
-                user: UserId(1),
-                user_name: "user1".parse::<UserName>().unwrap(),
-                tags: Vec::new(),
-                node_key: NodePrivateKey::from_bytes([1; 32]).public(),
-                ipv4: OWN,
-                ipv6: Ipv6Addr::LOCALHOST,
-                expires_at_ms: None,
-            },
-            filter: Filter::default(),
-            peers: peers.into_iter().collect::<BTreeMap<_, _>>(),
-        }),
-        own_offers: Arc::new(HostOffers::default()),
-        settings: Settings::default(),
-    })
+    let netmap = Arc::new(Netmap {
+        network: NetworkInfo {
+            id,
+            suffix: "proxima".to_owned(),
+            ipv4_pool: "127.0.0.0/16".parse().unwrap(),
+            ipv6_prefix: id.ipv6_prefix(),
+            service_ipv4: Ipv4Addr::new(127, 0, 0, 53),
+            service_ipv6: id.service_ipv6(),
+            stun: Vec::new(),
+            coordinator_urls: Vec::new(),
+        },
+        node: SelfNode {
+            id: NodeId::of(&machine.public()),
+            name: "own".parse().unwrap(),
+            user: UserId(1),
+            user_name: "user1".parse::<UserName>().unwrap(),
+            tags: Vec::new(),
+            node_key: NodePrivateKey::from_bytes([1; 32]).public(),
+            ipv4: OWN,
+            ipv6: Ipv6Addr::LOCALHOST,
+            expires_at_ms: None,
+        },
+        filter: Filter::default(),
+        peers: peers.into_iter().collect::<BTreeMap<_, _>>(),
+    });
+    let by_ipv4 = Arc::new(ByIpv4::of(&netmap));
+    Arc::new(View::new(
+        Revision::default(),
+        netmap,
+        by_ipv4,
+        Arc::default(),
+        Settings::default(),
+    ))
 }
 
 /// A node under test.

@@ -191,3 +191,26 @@ async fn an_ollama_whose_list_fails_is_not_asked_for_the_other_one() {
     answers.lock().unwrap().remove("/api/tags");
     assert_eq!(probe::probe(&url).await.unwrap().api, BackendApi::OpenAi);
 }
+
+#[test]
+fn leaving_a_mesh_ends_sharing_and_keeps_what_was_chosen_of_this_machine() {
+    let shared = ShareConfig {
+        is_on: true,
+        models: vec!["llama3*".to_owned()],
+        audience: Audience::Users(vec!["anna".parse().unwrap()]),
+        n_slots: 7,
+        backends: vec!["http://127.0.0.1:9000".to_owned()],
+    };
+    let left = shared.after_leaving();
+    assert!(!left.is_on);
+    // The next mesh may have another anna.
+    assert_eq!(left.audience, Audience::Mine);
+    assert_eq!(
+        (left.models, left.n_slots, left.backends),
+        (shared.models, 7, shared.backends)
+    );
+    assert_eq!(
+        ShareConfig::default().after_leaving(),
+        ShareConfig::default()
+    );
+}

@@ -584,3 +584,43 @@ async fn callers_that_promise_large_bodies_keep_nobody_out() {
         .await;
     assert_eq!(client.reply().await.status, 200);
 }
+
+#[tokio::test]
+async fn a_caller_that_fills_its_share_of_memory_keeps_nobody_else_out() {
+    let backend = Backend::start().await;
+    let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
+    // 31 MiB of one body that does not end, and the first byte of 97 others.
+    let ask = "POST /api/generate HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\n\r\n{";
+    let large = format!("{ask}{}", " ".repeat(32_400_000));
+    let mut stuck = vec![node.door(2, &large).await];
+    for _ in 0..97 {
+        stuck.push(node.door(2, ask).await);
+    }
+    // The last of them may still be on their way.
+    let refused = async {
+        while node
+            .door(2, &post("/api/generate", ASK))
+            .await
+            .reply()
+            .await
+            .status
+            != 503
+        {}
+    };
+    let passed = async {
+        loop {
+            let seen = backend.accept().await;
+            seen.reply("200 OK", "application/x-ndjson", "{\"done\":true}\n")
+                .await;
+        }
+    };
+    tokio::select! {
+        () = soon(refused) => {}
+        () = passed => unreachable!("it goes on for ever"),
+    }
+    let client = node.door(3, &post("/api/generate", ASK)).await;
+    let seen = backend.accept().await;
+    seen.reply("200 OK", "application/x-ndjson", "{\"done\":true}\n")
+        .await;
+    assert_eq!(client.reply().await.status, 200);
+}
