@@ -3,6 +3,8 @@
 #   make build   every program and test, debug          make demo    a mesh of three nodes in a minute (root)
 #   make test    check, unit tests and the lab (root)   make check   fmt, clippy, doc, deny, tidy
 #   make bench   tables of docs/benchmarks.md (root)    make soak    ten minutes beside a stock WireGuard (root)
+#   make count   instructions per packet, held against benches/baseline.txt, which make count-renew writes anew
+#   make soak-loss   ten million packets over a link that loses, beside the newest WireGuard (root)
 #   make deb     Debian packages                        make deb-check   install, start and purge them (root)
 #   make clean   what the recipes made, .tools included
 
@@ -14,12 +16,13 @@ export RUST_LIB_BACKTRACE ?= 0
 # One set of flags everywhere: with --all-targets, features are the same for programs and tests, so nothing is built twice.
 ALL := --workspace --all-targets --locked
 
-.PHONY: build test unit lab check fmt clippy doc deny tidy demo bench soak deb deb-check tools bench-tools clean
+.PHONY: build test unit lab check fmt clippy doc deny tidy count count-renew demo bench soak soak-loss deb deb-check tools
+.PHONY: bench-tools clean
 
 build:
 	cargo build $(ALL)
 
-test: check build
+test: check build count
 	cargo nextest run --workspace --locked -E 'not binary(lab) and not binary(tidy)'
 	cargo nextest run --workspace --locked --profile lab -E 'binary(lab)'
 
@@ -49,6 +52,15 @@ deny: tools
 tidy: build tools
 	cargo nextest run --workspace --locked -E 'binary(tidy)'
 
+# As it is shipped: optimised, and so with nothing else in the way of a packet.
+count: tools
+	cargo build --release --locked --quiet -p benches
+	target/release/benches check
+
+count-renew: tools
+	cargo build --release --locked --quiet -p benches
+	target/release/benches renew
+
 demo:
 	@[ "$$(id -u)" = 0 ] || { echo "make demo makes network namespaces and installs missing Debian packages: run it as root"; exit 1; }
 	@$(MAKE) --no-print-directory tools build
@@ -60,6 +72,10 @@ bench: bench-tools
 
 soak: tools build
 	target/debug/soak
+
+soak-loss: bench-tools
+	cargo build --workspace --release --locked
+	target/release/bench loss
 
 deb:
 	cargo build --release --locked -p meshd -p meshctl -p coordinator

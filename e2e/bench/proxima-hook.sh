@@ -7,7 +7,8 @@ C)
     exec "$PROXIMA_BIN/coordinator" serve --state-dir "$VB_DIR/coordinator" --listen 172.31.88.1:7443 --url $url
     ;;
 A | B)
-    "$PROXIMA_BIN/meshd" --state-dir "$VB_DIR/node.$1" --socket "$VB_DIR/$1.sock" --interface "$VB_IF" --no-dns &
+    printf 'mtu = %s\n' "$VB_MTU" >"$VB_DIR/meshd.$1.toml"
+    "$PROXIMA_BIN/meshd" --config "$VB_DIR/meshd.$1.toml" --state-dir "$VB_DIR/node.$1" --socket "$VB_DIR/$1.sock" --interface "$VB_IF" --no-dns &
     meshd=$!
     until "$PROXIMA_BIN/coordinator" key create --socket "$VB_DIR/coordinator/coordinator.sock" --json >"$VB_DIR/key.$1" 2>/dev/null; do
         sleep 0.05

@@ -1,6 +1,6 @@
 //! A stock WireGuard in the mesh, and steady traffic whose every gap is noticed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -33,9 +33,17 @@ impl<'lab> StockPeer<'lab> {
     /// # Errors
     /// When it does not come up or is refused.
     pub fn join(host: &'lab Host, auth_key: &str) -> Result<Self> {
+        Self::join_program(host, auth_key, Path::new("wireguard-go"))
+    }
+
+    /// As [`StockPeer::join`], with another build of it.
+    ///
+    /// # Errors
+    /// As [`StockPeer::join`].
+    pub fn join_program(host: &'lab Host, auth_key: &str, program: &Path) -> Result<Self> {
         // Its control socket is in one folder for the whole machine, so the name must be its own.
         let interface = format!("wgpx{}", std::process::id());
-        let mut command = host.command("wireguard-go");
+        let mut command = host.command(program);
         command.args(["-f", &interface]);
         let wireguard = host.spawn("wireguard-go", command)?;
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));

@@ -1,5 +1,6 @@
 //! The programs under test: `coordinator`, `meshd`, and `meshctl` to talk to it.
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -221,15 +222,27 @@ impl<'lab> Node<'lab> {
     pub fn start_again(&mut self) -> Result<()> {
         self.kill();
         let mut command = self.host.command(tool::program("meshd")?);
-        command
-            .arg("--state-dir")
-            .arg(self.host.dir().join("meshd"))
-            .arg("--socket")
-            .arg(self.socket())
-            // The machine's own resolver is not the lab's to change.
-            .args(["--interface", "proxima0", "--no-dns"]);
+        command.args(self.daemon_args());
         self.process = Some(self.host.spawn("meshd", command)?);
         Ok(())
+    }
+
+    /// The arguments of its `meshd`.
+    #[must_use]
+    pub fn daemon_args(&self) -> Vec<OsString> {
+        let state_dir = self.host.dir().join("meshd");
+        let words = ["--state-dir", "--socket", "--interface", "proxima0"].map(OsString::from);
+        let [state_option, socket_option, interface_option, interface] = words;
+        vec![
+            state_option,
+            state_dir.into(),
+            socket_option,
+            self.socket().into(),
+            interface_option,
+            interface,
+            // The machine's own resolver is not the lab's to change.
+            "--no-dns".into(),
+        ]
     }
 
     /// Kills `meshd` without a word.

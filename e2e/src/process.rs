@@ -97,6 +97,17 @@ impl Process {
         })
     }
 
+    /// The memory that it has in RAM, in KiB.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let word = line.and_then(|rest| rest.split_whitespace().next());
+        Ok(word.context("no VmRSS")?.parse()?)
+    }
+
     /// Its CPU time so far, of all threads.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("meshctl", &["mesh-proto"]),
     ("coordinator", &["mesh-proto", "mesh-io"]),
     ("e2e", &["mesh-proto"]),
+    ("benches", &["mesh-proto", "mesh-engine", "mesh-io"]),
 ];
 
 /// What a crate of pure logic must not link, directly.

@@ -1,33 +1,87 @@
-//! `make bench`: tunnels, names and gateways beside others; writes `docs/benchmarks.md`. `bench [--quick] [tunnels|dns|gateway]…`.
+//! `make bench`: the data plane, names and gateways beside others; writes `docs/benchmarks.md`. `bench [--quick] [PART]…`.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result is what it prints")]
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use e2e::bench::{Outcome, bar, crowd, dns, gateway, loss, start, tunnels};
 use e2e::net::is_root;
-use e2e::{bench, tool};
+use e2e::tool;
 
-const N_ROUNDS: u32 = 3;
-const SECONDS: u32 = 5;
-/// Rounds and seconds of `--quick`.
-const QUICK: (u32, u32) = (2, 3);
-const PARTS: [(&str, &str); 3] = [
-    (
-        "tunnels",
-        "Two namespaces joined by a veth pair of 1500 bytes; iperf3 through each tunnel in turn. CPU counts the daemons of both ends; \
-         both ends, both iperf3 and the kernel share the machine's cores, so a throughput is a cost too.",
-    ),
-    (
-        "dns",
-        "1,000 model names, asked by dnsperf on the same machine. The service address is what users ask: each packet passes the \
-         tunnel device twice each way.",
-    ),
-    (
-        "gateway",
-        "A stand-in model server that answers at once, or streams 64 chunks, one each 2 ms. Added times are against the direct way \
-         of the same block.",
-    ),
+/// One thing to measure, with its block in the guide.
+struct Part {
+    name: &'static str,
+    about: &'static str,
+    run: fn(Effort) -> Result<Outcome>,
+}
+
+/// How long to measure.
+#[derive(Clone, Copy)]
+struct Effort {
+    n_rounds: u32,
+    seconds: u32,
+    is_quick: bool,
+}
+
+const FULL: Effort = Effort {
+    n_rounds: 3,
+    seconds: 4,
+    is_quick: false,
+};
+const QUICK: Effort = Effort {
+    n_rounds: 2,
+    seconds: 2,
+    is_quick: true,
+};
+
+const PARTS: &[Part] = &[
+    Part {
+        name: "tunnels",
+        about: "Two namespaces joined by a veth pair of 1500 bytes; iperf3 through each tunnel in turn. CPU and switches count the daemons \
+                of both ends; both ends, both iperf3 and the kernel share the machine's cores, so a throughput is a cost too.",
+        run: |effort| {
+            tunnels::run(tunnels::Effort {
+                n_rounds: effort.n_rounds,
+                seconds: effort.seconds,
+            })
+        },
+    },
+    Part {
+        name: "start",
+        about: "meshd is ended and started again with the state that it left, the coordinator away all the time; a ping each 2 ms to a \
+                peer that runs on.",
+        run: |effort| start::run(effort.n_rounds),
+    },
+    Part {
+        name: "crowd",
+        about: "The same two nodes twice: alone in their mesh, and in one of 1,001 registered nodes, 50 of which have a session with the \
+                first and exchange packets steadily. iperf3, one stream.",
+        run: |effort| crowd::run(effort.n_rounds, effort.seconds),
+    },
+    Part {
+        name: "loss",
+        about: "meshd and the newest wireguard-go send each other numbered datagrams of 64 bytes; every byte of each is checked on receipt.",
+        run: |effort| {
+            loss::run(if effort.is_quick {
+                loss::Effort::QUICK
+            } else {
+                loss::Effort::FULL
+            })
+        },
+    },
+    Part {
+        name: "dns",
+        about: "1,000 model names, asked by dnsperf on the same machine. The service address is what users ask: each packet passes the \
+                tunnel device twice each way.",
+        run: |effort| dns::run(effort.n_rounds).map(Outcome::from),
+    },
+    Part {
+        name: "gateway",
+        about: "A stand-in model server that answers at once, or streams 64 chunks, one each 2 ms. Added times are against the direct way \
+                of the same block.",
+        run: |effort| gateway::run(effort.n_rounds).map(Outcome::from),
+    },
 ];
 
 fn main() -> Result<()> {
@@ -38,28 +92,40 @@ fn main() -> Result<()> {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
     let n_args = wanted.len();
     wanted.retain(|arg| arg != "--quick");
-    let is_quick = wanted.len() < n_args;
-    let (n_rounds, seconds) = if is_quick { QUICK } else { (N_ROUNDS, SECONDS) };
+    let effort = if wanted.len() < n_args { QUICK } else { FULL };
+    let names: Vec<_> = PARTS.iter().map(|part| part.name).collect();
+    if let Some(other) = wanted.iter().find(|word| !names.contains(&word.as_str())) {
+        bail!("no part {other}; there are {}", names.join(", "));
+    }
     let path = tool::root().join("docs/benchmarks.md");
-    let mut text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    for (part, about) in PARTS {
-        if !wanted.is_empty() && !wanted.iter().any(|one| one == part) {
+    let mut bars = Vec::new();
+    for part in PARTS {
+        if !wanted.is_empty() && !wanted.iter().any(|one| one == part.name) {
             continue;
         }
-        let table = match part {
-            "tunnels" => bench::tunnels(n_rounds, seconds)?,
-            "dns" => bench::dns::run(n_rounds)?,
-            _ => bench::gateway::run(n_rounds)?,
-        };
-        println!("{part}\n\n{table}");
-        let option = if is_quick { "--quick " } else { "" };
+        let outcome = (part.run)(effort).with_context(|| part.name)?;
+        let verdicts = bar::table(&outcome.bars);
+        println!("{}\n\n{}\n{verdicts}", part.name, outcome.text);
+        let option = if effort.is_quick { "--quick " } else { "" };
         let block = format!(
-            "{about}\n\nMeasured {} by `target/release/bench {option}{part}`: medians of {n_rounds} rounds.\n\n{table}",
-            machine()?
+            "{}\n\nMeasured {} by `target/release/bench {option}{}`, {} rounds.\n\n{}\n{verdicts}",
+            part.about,
+            machine()?,
+            part.name,
+            effort.n_rounds,
+            outcome.text
         );
-        text = replace_block(&text, part, &block)?;
-        std::fs::write(&path, &text)?;
+        // Read anew: a part takes minutes, and somebody may have written meanwhile.
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        std::fs::write(&path, replace_block(&text, part.name, &block)?)?;
+        bars.extend(outcome.bars);
     }
+    let n_met = bars.iter().filter(|bar| bar.is_met()).count();
+    println!(
+        "{}\n{n_met} of {} bars are met",
+        bar::table(&bars),
+        bars.len()
+    );
     Ok(())
 }
 
