@@ -55,7 +55,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     batch("inbound", inbound),
     batch("decapsulate", || decapsulate(FULL)),
     batch("decapsulate_200", || decapsulate(SMALL)),
-    batch("admit", admit),
+    batch("admit", || admit(1)),
+    batch("admit_mixed", || admit(2)),
     batch("merge", merge),
 ];
 
@@ -234,16 +235,25 @@ fn decapsulate(len: usize) -> Result<Step> {
     }))
 }
 
-fn admit() -> Result<Step> {
+/// A burst of `n_flows` flows in turn: with one, all but the first packet are judged by comparison.
+fn admit(n_flows: u16) -> Result<Step> {
     let pair = Pair::new()?;
-    let mut packet = tcp((pair.a.ipv4, pair.b.ipv4), 1, FULL);
+    let packet = tcp((pair.a.ipv4, pair.b.ipv4), 1, FULL);
+    let mut packets: Vec<_> = (0..n_flows)
+        .map(|flow| {
+            let mut packet = packet.clone();
+            packet[IP_LEN..IP_LEN + 2].copy_from_slice(&(5_201 + flow).to_be_bytes());
+            packet
+        })
+        .collect();
+    let n_rounds = N_BATCH / u32::from(n_flows.max(1));
     Ok(Box::new(move || {
-        for _ in 0..N_BATCH {
-            let admit = pair
-                .b
-                .plane
-                .admit(pair.now, &pair.a_of_b, black_box(&mut packet));
-            ensure!(matches!(admit, Admit::Deliver), "{admit:?}");
+        let mut admitter = pair.b.plane.admitter(pair.now, &pair.a_of_b);
+        for _ in 0..n_rounds {
+            for packet in &mut packets {
+                let admit = admitter.admit(black_box(packet));
+                ensure!(matches!(admit, Admit::Deliver), "{admit:?}");
+            }
         }
         Ok(())
     }))
