@@ -27,7 +27,7 @@ fn ip(args: &str) {
 fn enter_namespace() -> bool {
     // SAFETY: takes no pointers; moves only the calling thread.
     let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    let is_required = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    let is_required = std::env::var_os("CI").is_some();
     assert!(rc == 0 || !is_required, "must run as root in CI");
     rc == 0
 }

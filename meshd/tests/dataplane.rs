@@ -435,7 +435,7 @@ fn be_orphan() {
     let polled = runtime
         .block_on(async { tokio::time::timeout(Duration::from_secs(5), dataplane.poll()).await });
     let err = polled.expect("nobody noticed").unwrap_err();
-    assert!(err.to_string().contains("mesh-out-"), "{err}");
+    assert!(err.to_string().contains("packet thread mesh-"), "{err}");
 }
 
 #[test]
@@ -463,7 +463,7 @@ impl Lab {
             .stderr(Stdio::null())
             .status()
             .is_ok_and(|status| status.success());
-        let is_required = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+        let is_required = std::env::var_os("CI").is_some();
         assert!(made || !is_required, "must run as root in CI");
         if !made {
             return None;
