@@ -6,6 +6,7 @@
 #   make count   instructions per packet, held against benches/baseline.txt, which make count-renew writes anew
 #   make soak-loss   ten million packets over a link that loses, beside the newest WireGuard (root)
 #   make deb     Debian packages                        make deb-check   install, start and purge them (root)
+#   make systemd-check   the packages under a real systemd, with each resolver that Debian has (root)
 #   make clean   what the recipes made, .tools included
 
 export PATH := $(CURDIR)/.tools/venv/bin:$(CURDIR)/.tools/bin:$(PATH):/usr/sbin:/sbin
@@ -16,7 +17,7 @@ export RUST_LIB_BACKTRACE ?= 0
 # One set of flags everywhere: with --all-targets, features are the same for programs and tests, so nothing is built twice.
 ALL := --workspace --all-targets --locked
 
-.PHONY: build test unit lab check fmt clippy doc deny tidy count count-renew demo bench soak soak-loss deb deb-check tools
+.PHONY: build test unit lab check fmt clippy doc deny tidy count count-renew demo bench soak soak-loss deb deb-check systemd-check tools
 .PHONY: bench-tools clean
 
 build:
@@ -86,6 +87,11 @@ deb:
 
 deb-check: deb
 	packaging/check.sh target/debian/*.deb
+
+# make systemd-check SCENARIOS=resolved    one resolver alone
+systemd-check: deb
+	@e2e/tools.sh systemd
+	packaging/systemd-check.sh $(SCENARIOS)
 
 tools:
 	@e2e/tools.sh

@@ -3,6 +3,7 @@
 #
 #   e2e/tools.sh          for `make check`, `make test` and `make demo`
 #   e2e/tools.sh bench    more, for `make bench`
+#   e2e/tools.sh systemd  more, for `make systemd-check`
 #
 # Debian packages are installed only where a command is missing and only as root; without root the missing ones are named.
 # Python packages come as wheels into a virtual environment; nothing is compiled. A second run does nothing.
@@ -22,6 +23,9 @@ wanted="ip:iproute2 nft:nftables ping:iputils-ping dig:bind9-dnsutils curl:curl 
     systemd-analyze:systemd valgrind:valgrind"
 if [ "${1:-}" = bench ]; then
     wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light nebula:nebula"
+fi
+if [ "${1:-}" = systemd ]; then
+    wanted="$wanted mmdebstrap:mmdebstrap systemd-nspawn:systemd-container dnsmasq:dnsmasq-base"
 fi
 missing=
 for pair in $wanted; do

@@ -6,6 +6,7 @@ mod map;
 mod overlay;
 mod session;
 mod status;
+mod wiring;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::dataplane::DataplaneInput;
 use crate::inventory::{Inventory, ShareConfig};
 use crate::local::{LocalError, LocalServer};
 use crate::os::linux::changes::Changes;
+use crate::os::linux::firewall::Firewall;
 use crate::os::linux::names;
 use crate::state_dir::{Membership, StateDir};
 use crate::view::{Liveness, View};
@@ -80,7 +82,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let state = StateDir::open(&config.state_dir)?;
     let server = LocalServer::bind(&config.socket)
         .with_context(|| format!("control socket {}", config.socket.display()))?;
-    names::undo_leftovers(&names::System::host(state.root())).await;
+    if let Err(err) = names::undo_leftovers(&names::System::host(state.root())).await {
+        tracing::warn!(%err, "what an earlier run left in the system's resolver cannot be undone");
+    }
     let (commands, commands_rx) = mpsc::channel(N_COMMANDS);
     let mut daemon = Daemon::new(config, state, commands_rx)?;
     let api = Arc::new(Api::new(
@@ -97,6 +101,18 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     daemon.stop_session().await;
     serving.await.context("the control socket's task broke")?;
     outcome
+}
+
+/// Takes back what a daemon that was killed left in the system: names in the resolver, packet rules.
+///
+/// # Errors
+/// When a daemon runs that needs them, or something cannot be taken back; the next start tries again.
+pub async fn undo(config: &Config) -> anyhow::Result<()> {
+    let state = StateDir::open(&config.state_dir)?;
+    let names = names::undo_leftovers(&names::System::host(state.root())).await;
+    let rules = Firewall::undo().await;
+    names.context("cannot take the mesh's names out of the system's resolver")?;
+    rules.context("cannot remove the packet rules")
 }
 
 /// The state of the loop.

@@ -5,9 +5,11 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use meshd::config::Config;
 use meshd::daemon;
+use meshd::os::linux::names::System;
+use meshd::os::linux::order;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -37,6 +39,18 @@ struct Args {
     /// Log as JSON lines
     #[arg(long)]
     log_json: bool,
+    #[command(subcommand)]
+    errand: Option<Errand>,
+}
+
+/// What its units run the program for beside the daemon.
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Errand {
+    /// Take back what a meshd that was killed left in the system
+    Undo,
+    /// Carry out one order for the system's resolver, from standard input, with root's rights
+    #[command(hide = true)]
+    Names,
 }
 
 fn main() -> ExitCode {
@@ -77,20 +91,29 @@ fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .worker_threads(2)
         .build()?;
-    runtime.block_on(async {
-        let cancel = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let on_signal = cancel.clone();
-        let signals = tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            on_signal.cancel();
-        });
-        let outcome = daemon::run(config, cancel).await;
-        signals.abort();
-        outcome
-    })
+    match args.errand {
+        None => runtime.block_on(run_daemon(config)),
+        Some(Errand::Undo) => runtime.block_on(daemon::undo(&config)),
+        Some(Errand::Names) => runtime.block_on(async {
+            let system = System::host(&config.state_dir);
+            Ok(order::answer(&system, tokio::io::stdin(), tokio::io::stdout()).await?)
+        }),
+    }
+}
+
+async fn run_daemon(config: Config) -> anyhow::Result<()> {
+    let cancel = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let on_signal = cancel.clone();
+    let signals = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    let outcome = daemon::run(config, cancel).await;
+    signals.abort();
+    outcome
 }

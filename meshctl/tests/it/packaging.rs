@@ -9,7 +9,11 @@ fn packaging() -> PathBuf {
 
 #[test]
 fn units_expose_little() {
-    for (unit, limit) in [("meshd.service", 2.0), ("coordinator.service", 1.4)] {
+    for (unit, limit) in [
+        ("meshd.service", 2.0),
+        ("meshd-names@.service", 2.4),
+        ("coordinator.service", 1.4),
+    ] {
         let analysed = Command::new("systemd-analyze")
             .args(["security", "--offline=true", "--no-pager"])
             .arg(packaging().join("systemd").join(unit))
@@ -28,7 +32,9 @@ fn units_expose_little() {
 #[test]
 fn scripts_are_shell_and_can_be_run() {
     use std::os::unix::fs::PermissionsExt as _;
-    let mut scripts = vec![packaging().join("assets.sh"), packaging().join("check.sh")];
+    let mut scripts: Vec<PathBuf> = ["assets.sh", "check.sh", "systemd-check.sh"]
+        .map(|script| packaging().join(script))
+        .to_vec();
     for package in ["proxima", "proxima-coordinator"] {
         for script in ["postinst", "prerm", "postrm"] {
             scripts.push(packaging().join("deb").join(package).join(script));

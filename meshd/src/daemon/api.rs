@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::OVERLAY_FAILED;
 use super::command::{Answer, Command};
-use super::overlay::NAMES_PENDING;
+use super::wiring::NAMES_PENDING;
 use crate::catalog::Catalog;
 use crate::inventory::InventoryStatus;
 use crate::local::{LocalApi, LocalError, WaitFor};

@@ -292,7 +292,7 @@ impl Daemon {
                 .as_mut()
                 .and_then(|session| session.overlay.as_mut())
             {
-                overlay.wire_names(wants_dns, &self.state).await;
+                overlay.wire(wants_dns, &self.state).await;
             }
         }
         Ok(self.settings.clone())

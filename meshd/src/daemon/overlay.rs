@@ -1,8 +1,8 @@
 //! The overlay while it is up: engine, packets, names and doors, started in order and taken down in reverse.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use mesh_engine::{Engine, EngineConfig, ServicePort, ServicePorts, Transport, Update};
@@ -23,15 +23,13 @@ use crate::gateway::{Gateway, GatewayConfig};
 use crate::inventory::Inventory;
 use crate::os::linux::firewall::Firewall;
 use crate::os::linux::links::{self, Links};
-use crate::os::linux::names::{NameWiring, Plan, System};
+use crate::os::linux::names::{Plan, System};
 use crate::state_dir::StateDir;
 use crate::view::{Liveness, View};
 
-/// How long taking the names out may last before the daemon ends without it; the journal lets the next start do it.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
+use super::wiring::Wiring;
+
 const DNS_PORT: u16 = 53;
-/// The problem that lasts until the system's resolver was asked, some milliseconds after the start.
-pub(super) const NAMES_PENDING: &str = "names_pending";
 
 /// What the overlay is made with.
 pub(super) struct Parts<'a> {
@@ -58,17 +56,9 @@ pub(super) struct Overlay {
     upstreams: Arc<Upstreams>,
     liveness: Arc<Liveness>,
     interface: String,
-    wired: Arc<Mutex<Wired>>,
-    wiring: Option<JoinHandle<()>>,
+    wiring: Wiring,
     tasks: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
-}
-
-/// What was asked of the system and how that went.
-#[derive(Debug, Default)]
-struct Wired {
-    names: Option<NameWiring>,
-    firewall: Option<Problem>,
 }
 
 impl Overlay {
@@ -152,11 +142,10 @@ impl Overlay {
             network: netmap.network.clone(),
             servers,
             gateway,
+            wiring: Wiring::new(Arc::clone(&upstreams)),
             upstreams,
             liveness: Arc::clone(parts.liveness),
             interface: config.interface.clone(),
-            wired: Arc::default(),
-            wiring: None,
             tasks,
             cancel,
         };
@@ -165,18 +154,16 @@ impl Overlay {
         overlay
             .engine
             .handle_control(now, Update::LocalEndpoints(endpoints));
-        overlay.wire(parts.settings.dns && config.dns, parts.state);
+        overlay
+            .wire(parts.settings.dns && config.dns, parts.state)
+            .await;
         tracing::info!(interface = config.interface, ipv4 = %own.0, ipv6 = %own.1, "the overlay is up");
         Ok(overlay)
     }
 
     /// Takes everything down and undoes what was asked of the system.
     pub(super) async fn stop(mut self) {
-        self.unwire_names().await;
-        // Failing to remove our own table leaves nothing open: it only drops.
-        if let Err(err) = Firewall::undo().await {
-            tracing::warn!(%err, "cannot remove the firewall table");
-        }
+        self.wiring.clear().await;
         self.cancel.cancel();
         for task in self.tasks.drain(..) {
             // A task that broke has said so in the log; here only its end counts.
@@ -214,73 +201,21 @@ impl Overlay {
             .into_iter()
             .map(|ip| SocketAddr::new(ip, port))
             .collect();
-        if let Some(names) = &self
-            .wired
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .names
-        {
-            self.upstreams.set(names.upstreams());
-        }
+        self.wiring.look_again();
         let is_changed = endpoints != self.endpoints;
         self.endpoints = endpoints;
         is_changed
     }
 
-    /// Tells firewall and resolver of the overlay, beside the loop: a slow system bus must not hold packets up.
-    fn wire(&mut self, wants_names: bool, state: &StateDir) {
+    /// Tells firewall and resolver of the overlay; takes the names out where `meshctl set dns=off` says so.
+    pub(super) async fn wire(&mut self, wants_names: bool, state: &StateDir) {
         let firewall = Firewall::new(
             &self.interface,
             self.network.ipv4_pool,
             self.network.ipv6_prefix,
         );
-        let system = System::host(state.root());
-        let plan = self.plan();
-        let (wired, upstreams) = (Arc::clone(&self.wired), Arc::clone(&self.upstreams));
-        self.wiring = Some(tokio::spawn(async move {
-            let problem = firewall.apply().await;
-            wired
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .firewall = problem;
-            if wants_names {
-                let names = NameWiring::detect_and_apply(system, plan).await;
-                upstreams.set(names.upstreams());
-                wired.lock().unwrap_or_else(PoisonError::into_inner).names = Some(names);
-            }
-        }));
-    }
-
-    /// Wires the names into the system or takes them out, as `meshctl set dns=…` says.
-    pub(super) async fn wire_names(&mut self, wants_names: bool, state: &StateDir) {
-        self.unwire_names().await;
-        self.wire(wants_names, state);
-    }
-
-    async fn unwire_names(&mut self) {
-        if let Some(wiring) = self.wiring.take() {
-            let abort = wiring.abort_handle();
-            if tokio::time::timeout(UNDO_TIMEOUT, wiring).await.is_err() {
-                abort.abort();
-            }
-        }
-        let names = self
-            .wired
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .names
-            .take();
-        if let Some(names) = names {
-            match tokio::time::timeout(UNDO_TIMEOUT, names.undo()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(err)) => {
-                    tracing::warn!(%err, "cannot take the mesh's names out of the system; the next start tries again")
-                }
-                Err(_) => tracing::warn!(
-                    "the system's resolver does not answer; the next start takes the mesh's names out"
-                ),
-            }
-        }
+        let names = wants_names.then(|| (System::host(state.root()), self.plan()));
+        self.wiring.set(firewall, names).await;
     }
 
     fn plan(&self) -> Plan {
@@ -298,33 +233,11 @@ impl Overlay {
 
     /// What the owner should look at.
     pub(super) fn problems(&self, wants_names: bool) -> Vec<Problem> {
-        let wired = self.wired.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut problems: Vec<Problem> = wired.firewall.iter().cloned().collect();
-        if wants_names {
-            let status = wired.names.as_ref().map(NameWiring::status);
-            if status.is_none() {
-                let message = "the system's resolver is being told of the mesh's names".to_owned();
-                problems.push(Problem {
-                    code: NAMES_PENDING.to_owned(),
-                    message,
-                    fix: None,
-                });
-            }
-            if status.is_some_and(|status| !status.is_wired) {
-                problems.push(Problem {
-                    code: "dns_unmanaged".to_owned(),
-                    message: "this system's resolver does not know the mesh's names, and must be told by hand"
-                        .to_owned(),
-                    fix: Some("meshctl dns".to_owned()),
-                });
-            }
-        }
-        problems
+        self.wiring.problems(wants_names)
     }
 
     pub(super) fn dns_status(&self, view: &watch::Sender<Option<Arc<View>>>) -> DnsStatus {
-        let wired = self.wired.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = wired.names.as_ref().map(NameWiring::status);
+        let status = self.wiring.names();
         let now = Instant::now();
         let n_models = view.borrow().as_ref().map_or(0, |view| {
             Catalog::build(view, |node| self.liveness.is_down(node, now))

@@ -4,6 +4,7 @@ pub mod changes;
 pub mod firewall;
 pub mod links;
 pub mod names;
+pub mod order;
 
 mod command;
 mod journal;

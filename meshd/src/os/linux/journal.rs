@@ -14,9 +14,9 @@ pub(super) enum Change {
     /// The settings of a link in systemd-resolved.
     Resolved { index: u32, interface: String },
     /// A file of ours for NetworkManager's dnsmasq.
-    NetworkManager { file: PathBuf },
+    NetworkManager {},
     /// A record in resolvconf.
-    Resolvconf { record: String },
+    Resolvconf {},
 }
 
 /// The file that holds the change.
@@ -84,12 +84,8 @@ mod tests {
                 index: 7,
                 interface: "proxima0".to_owned(),
             },
-            Change::NetworkManager {
-                file: "/etc/NetworkManager/dnsmasq.d/proxima.conf".into(),
-            },
-            Change::Resolvconf {
-                record: "tun0-proxima".to_owned(),
-            },
+            Change::NetworkManager {},
+            Change::Resolvconf {},
         ] {
             journal.write(&change).unwrap();
             assert_eq!(journal.read(), Some(change));

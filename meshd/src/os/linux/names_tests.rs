@@ -79,7 +79,29 @@ impl Machine {
                 self.folder.path().join("bus").display()
             )),
             journal: self.folder.path().join("state/names.json"),
+            root_side: None,
         }
+    }
+
+    /// The same machine, as a process sees it that is not root.
+    fn system_of_a_user(&self) -> System {
+        System {
+            root_side: Some(self.folder.path().join("orders")),
+            ..self.system()
+        }
+    }
+
+    /// Does what the units `meshd-names` do: each connection is one order, carried out as root.
+    fn serve_orders(&self) -> tokio::task::JoinHandle<()> {
+        let system = self.system();
+        let listener = tokio::net::UnixListener::bind(self.folder.path().join("orders")).unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (input, output) = stream.into_split();
+                order::answer(&system, input, output).await.unwrap();
+            }
+        })
     }
 
     fn text(&self, path: &str) -> Option<String> {
@@ -122,7 +144,41 @@ fn plan() -> Plan {
 #[derive(Clone, Default)]
 struct FakeResolved {
     calls: Arc<Mutex<Vec<String>>>,
+    link: FakeLink,
     refuses: bool,
+}
+
+type Servers = Vec<(i32, Vec<u8>)>;
+
+/// What systemd-resolved has for the link 7.
+#[derive(Clone, Default)]
+struct FakeLink {
+    servers: Arc<Mutex<Servers>>,
+    domains: Arc<Mutex<Vec<(String, bool)>>>,
+}
+
+impl FakeLink {
+    fn set_servers(&self, servers: Servers) {
+        *self.servers.lock().unwrap() = servers;
+    }
+
+    fn forget(&self) {
+        self.servers.lock().unwrap().clear();
+        self.domains.lock().unwrap().clear();
+    }
+}
+
+#[zbus::interface(name = "org.freedesktop.resolve1.Link")]
+impl FakeLink {
+    #[zbus(property, name = "DNS")]
+    fn dns(&self) -> Servers {
+        self.servers.lock().unwrap().clone()
+    }
+
+    #[zbus(property)]
+    fn domains(&self) -> Vec<(String, bool)> {
+        self.domains.lock().unwrap().clone()
+    }
 }
 
 impl FakeResolved {
@@ -147,11 +203,18 @@ impl FakeResolved {
             .map(|(family, bytes)| (*family, bytes.len()))
             .collect();
         self.note(format!("dns {index} {lens:?}"));
+        self.link.set_servers(addrs);
         Ok(())
     }
 
     fn set_link_domains(&self, index: i32, domains: Vec<(String, bool)>) {
         self.note(format!("domains {index} {domains:?}"));
+        *self.link.domains.lock().unwrap() = domains;
+    }
+
+    fn get_link(&self, index: i32) -> zbus::OwnedObjectPath {
+        assert_eq!(index, 7);
+        LINK_PATH.try_into().unwrap()
     }
 
     fn set_link_default_route(&self, index: i32, is_default: bool) {
@@ -171,6 +234,7 @@ impl FakeResolved {
     fn set_link_dns_over_tls(&self, _index: i32, _mode: String) {}
 
     fn revert_link(&self, index: i32) {
+        self.link.forget();
         self.note(format!("revert {index}"));
     }
 
@@ -179,11 +243,14 @@ impl FakeResolved {
     }
 }
 
+const LINK_PATH: &str = "/org/freedesktop/resolve1/link/_37";
+
 async fn serve(machine: &Machine, fake: &FakeResolved) -> Connection {
     let address = machine.system().bus.unwrap();
     zbus::connection::Builder::address(address.as_str())
         .name("org.freedesktop.resolve1")
         .serve_at("/org/freedesktop/resolve1", fake.clone())
+        .serve_at(LINK_PATH, fake.link.clone())
         .build()
         .await
         .unwrap()
@@ -243,7 +310,7 @@ async fn what_a_crash_left_in_resolved_is_reverted_unless_the_link_is_another() 
     drop(machine.wire().await);
     assert!(machine.text("state/names.json").is_some());
     fake.take();
-    undo_leftovers(&machine.system()).await;
+    undo_leftovers(&machine.system()).await.unwrap();
     assert_eq!(fake.take(), ["revert 7", "flush"]);
     assert_eq!(machine.text("state/names.json"), None);
 
@@ -254,9 +321,48 @@ async fn what_a_crash_left_in_resolved_is_reverted_unless_the_link_is_another() 
         "8\n",
     )
     .unwrap();
-    undo_leftovers(&machine.system()).await;
+    undo_leftovers(&machine.system()).await.unwrap();
     assert_eq!(fake.take(), Vec::<String>::new());
     assert_eq!(machine.text("state/names.json"), None);
+}
+
+#[tokio::test]
+async fn resolved_that_forgot_the_link_is_noticed() {
+    let machine = Machine::with_bus(STUB);
+    let fake = FakeResolved::default();
+    let service = serve(&machine, &fake).await;
+    let wiring = machine.wire().await;
+    let watch = wiring.watch();
+    assert!(!watch.is_stale().await);
+    // What NetworkManager does to the link of a device that it comes to know.
+    fake.link.forget();
+    assert!(watch.is_stale().await);
+
+    let wiring = machine.wire().await;
+    let watch = wiring.watch();
+    assert!(!watch.is_stale().await);
+    // One that is away has forgotten nothing yet.
+    drop(service);
+    assert!(!watch.is_stale().await);
+}
+
+#[tokio::test]
+async fn a_resolver_that_becomes_another_one_is_noticed() {
+    let machine = Machine::with_bus("nameserver 192.0.2.1\n");
+    let fake = FakeResolved::default();
+    let wiring = machine.wire().await;
+    let watch = wiring.watch();
+    assert_eq!(wiring.status().manager, "none");
+    assert!(!watch.is_stale().await);
+
+    // systemd-resolved is installed: the file is there before the service.
+    fs::write(machine.folder.path().join("etc/resolv.conf"), STUB).unwrap();
+    assert!(watch.is_stale().await);
+    let wiring = machine.wire().await;
+    assert!(wiring.status().hint.unwrap().contains("does not run"));
+    assert!(wiring.watch().is_stale().await);
+    let _service = serve(&machine, &fake).await;
+    assert_eq!(machine.wire().await.status().manager, "systemd-resolved");
 }
 
 #[tokio::test]
@@ -271,7 +377,7 @@ async fn a_refusal_of_resolved_is_told_with_its_reason() {
     assert_eq!((status.manager, status.is_wired), ("none", false));
     let hint = status.hint.unwrap();
     assert!(
-        hint.contains("polkit says no") && hint.contains("nameserver 10.77.0.53"),
+        hint.contains("polkit says no") && hint.contains("apt install polkitd"),
         "{hint}"
     );
 }
@@ -338,6 +444,7 @@ async fn network_manager_with_dnsmasq_gets_a_file_of_ours() {
     let _service = serve_network_manager(&machine, "dnsmasq", &calls).await;
     let wiring = machine.wire().await;
     assert_eq!(wiring.status().manager, "NetworkManager");
+    assert!(!wiring.watch().is_stale().await);
     let rules = machine.text(FILE).unwrap();
     assert!(
         rules.contains("server=/proxima/10.77.0.53\n")
@@ -348,7 +455,7 @@ async fn network_manager_with_dnsmasq_gets_a_file_of_ours() {
     assert_eq!(machine.text(FILE), None);
 
     drop(machine.wire().await);
-    undo_leftovers(&machine.system()).await;
+    undo_leftovers(&machine.system()).await.unwrap();
     assert_eq!(
         (machine.text(FILE), machine.text("state/names.json")),
         (None, None)
@@ -387,9 +494,53 @@ async fn resolvconf_gets_a_record_that_goes_away_again() {
 
     drop(machine.wire().await);
     assert!(machine.text("state/record.tun0-proxima").is_some());
-    undo_leftovers(&machine.system()).await;
+    undo_leftovers(&machine.system()).await.unwrap();
     assert_eq!(machine.text("state/record.tun0-proxima"), None);
     assert_eq!(machine.text("state/names.json"), None);
+}
+
+#[tokio::test]
+async fn what_only_root_may_is_done_by_root_side() {
+    const FILE: &str = "etc/NetworkManager/dnsmasq.d/proxima.conf";
+    let machine = Machine::with_bus("# Generated by resolvconf\nnameserver 10.77.0.53\n");
+    machine.install_resolvconf();
+    let orders = machine.serve_orders();
+    let wire = || NameWiring::detect_and_apply(machine.system_of_a_user(), plan());
+    let wiring = wire().await;
+    assert_eq!(wiring.status().manager, "resolvconf");
+    assert!(machine.text("state/record.tun0-proxima").is_some());
+    wiring.undo().await.unwrap();
+    assert_eq!(machine.text("state/record.tun0-proxima"), None);
+
+    let calls = Arc::default();
+    let _service = serve_network_manager(&machine, "dnsmasq", &calls).await;
+    drop(wire().await);
+    assert!(machine.text(FILE).is_some());
+    undo_leftovers(&machine.system_of_a_user()).await.unwrap();
+    assert_eq!(machine.text(FILE), None);
+    assert_eq!(*calls.lock().unwrap(), ["reload 4"; 2]);
+    orders.abort();
+}
+
+#[tokio::test]
+async fn without_root_side_the_owner_is_told_and_it_is_tried_again() {
+    let machine = Machine::new("# Generated by resolvconf\nnameserver 192.0.2.1\n");
+    machine.install_resolvconf();
+    let wire = || NameWiring::detect_and_apply(machine.system_of_a_user(), plan());
+    let wiring = wire().await;
+    let status = wiring.status();
+    assert_eq!((status.manager, status.is_wired), ("none", false));
+    let hint = status.hint.unwrap();
+    assert!(
+        hint.contains("systemctl start meshd-names.socket"),
+        "{hint}"
+    );
+    assert!(wiring.watch().is_stale().await);
+
+    let orders = machine.serve_orders();
+    let wiring = wire().await;
+    assert_eq!(wiring.status().manager, "resolvconf");
+    orders.abort();
 }
 
 #[tokio::test]

@@ -4,11 +4,12 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::Path;
 
 use zbus::Connection;
 
-use super::names::Plan;
+use super::names::System;
 use super::resolved::has_owner;
 
 const SERVICE: &str = "org.freedesktop.NetworkManager";
@@ -46,28 +47,46 @@ pub(super) async fn runs_dnsmasq(bus: &Connection) -> bool {
     manager.mode().await.is_ok_and(|mode| mode == "dnsmasq")
 }
 
-pub(super) fn file(root: &Path) -> PathBuf {
-    root.join(FILE)
-}
-
-pub(super) async fn apply(bus: &Connection, file: &Path, plan: &Plan) -> io::Result<()> {
-    std::fs::write(file, rules(plan))?;
-    let reloaded = reload(bus).await;
+pub(super) async fn write(
+    system: &System,
+    servers: &[IpAddr],
+    domains: &[String],
+) -> io::Result<()> {
+    let bus = connect(system).await?;
+    let file = system.root.join(FILE);
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&file, rules(servers, domains))?;
+    let reloaded = reload(&bus).await;
     if reloaded.is_err() {
-        let _ = std::fs::remove_file(file);
+        let _ = std::fs::remove_file(&file);
     }
     reloaded
 }
 
-pub(super) async fn undo(bus: Option<&Connection>, file: &Path) -> io::Result<()> {
-    match std::fs::remove_file(file) {
+/// Takes the file out; a NetworkManager that does not run reads what is there when it starts.
+pub(super) async fn delete(system: &System) -> io::Result<()> {
+    match std::fs::remove_file(system.root.join(FILE)) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     }
-    match bus {
-        Some(bus) if has_owner(bus, SERVICE).await => reload(bus).await,
+    match system.connect().await {
+        Some(bus) if has_owner(&bus, SERVICE).await => reload(&bus).await,
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether the rules are in place.
+pub(super) fn has_rules(root: &Path) -> bool {
+    root.join(FILE).exists()
+}
+
+async fn connect(system: &System) -> io::Result<Connection> {
+    system
+        .connect()
+        .await
+        .ok_or_else(|| io::Error::other("there is no system bus"))
 }
 
 async fn reload(bus: &Connection) -> io::Result<()> {
@@ -81,10 +100,10 @@ async fn reload(bus: &Connection) -> io::Result<()> {
 }
 
 /// dnsmasq's own words for: these domains, those servers.
-pub(super) fn rules(plan: &Plan) -> String {
+fn rules(servers: &[IpAddr], domains: &[String]) -> String {
     let mut rules = String::from("# Written by meshd, and removed by `meshctl down`.\n");
-    for domain in &plan.domains {
-        for server in &plan.servers {
+    for domain in domains {
+        for server in servers {
             let _ = writeln!(rules, "server=/{domain}/{server}");
         }
         // dnsmasq drops private addresses from answers where its owner switched that protection on.

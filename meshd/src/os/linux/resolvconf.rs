@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::command;
-use super::names::Plan;
 
 /// Both programs put records named so before those of plain networks: openresolv takes `tun[0-9]*`, Debian's `tun*`.
 /// The others stay behind ours, so programs still resolve when the daemon dies.
-pub(super) const RECORD: &str = "tun0-proxima";
+const RECORD: &str = "tun0-proxima";
 
 const PLACES: [&str; 3] = [
     "usr/sbin/resolvconf",
@@ -31,24 +31,31 @@ pub(super) fn program(root: &Path) -> Option<String> {
         })
 }
 
-pub(super) async fn apply(program: &str, plan: &Plan) -> io::Result<()> {
-    command::run(program, &["-a", RECORD], &record(plan))
+pub(super) async fn add(root: &Path, servers: &[IpAddr]) -> io::Result<()> {
+    let program = program(root)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no resolvconf"))?;
+    command::run(&program, &["-a", RECORD], &record(servers))
         .await
         .map(drop)
 }
 
-pub(super) async fn undo(program: &str, record: &str) -> io::Result<()> {
-    match command::run(program, &["-f", "-d", record], "").await {
+/// Takes the record out; a resolvconf that is gone has none.
+pub(super) async fn delete(root: &Path) -> io::Result<()> {
+    let Some(program) = program(root) else {
+        return Ok(());
+    };
+    // openresolv complains of a record that is not there unless told `-f`, which Debian's does not know.
+    match command::run(&program, &["-f", "-d", RECORD], "").await {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            command::run(program, &["-d", record], "").await.map(drop)
+            command::run(&program, &["-d", RECORD], "").await.map(drop)
         }
         other => other.map(drop),
     }
 }
 
-fn record(plan: &Plan) -> String {
+fn record(servers: &[IpAddr]) -> String {
     let mut record = String::new();
-    for server in &plan.servers {
+    for server in servers {
         let _ = writeln!(record, "nameserver {server}");
     }
     record

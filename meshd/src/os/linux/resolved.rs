@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use futures_util::StreamExt;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use zbus::Connection;
 use zbus::fdo::DBusProxy;
-use zbus_systemd::resolve1::ManagerProxy;
+use zbus::proxy::CacheProperties;
+use zbus_systemd::resolve1::{LinkProxy, ManagerProxy};
 
 use super::names::Plan;
 
@@ -62,12 +63,59 @@ impl Resolved {
     pub(super) fn is_kept(&self) -> bool {
         !self.keeper.is_finished()
     }
+
+    pub(super) fn watch(&self, plan: &Plan) -> Watch {
+        Watch {
+            bus: self.bus.clone(),
+            plan: plan.clone(),
+            keeper: self.keeper.abort_handle(),
+        }
+    }
+}
+
+/// Looks whether the link still has what it was given: NetworkManager takes it away from a link that it comes to know.
+#[derive(Debug)]
+pub(super) struct Watch {
+    bus: Connection,
+    plan: Plan,
+    keeper: AbortHandle,
+}
+
+impl Watch {
+    pub(super) async fn is_stale(&self) -> bool {
+        // The bus was lost: nobody would hear of a restart.
+        if self.keeper.is_finished() {
+            return true;
+        }
+        // One that is away is told again by the keeper when it comes back.
+        self.is_in_place()
+            .await
+            .is_ok_and(|is_in_place| !is_in_place)
+    }
+
+    async fn is_in_place(&self) -> zbus::Result<bool> {
+        let manager = ManagerProxy::new(&self.bus).await?;
+        let path = manager.get_link(link(&self.plan)?).await?;
+        let link = LinkProxy::builder(&self.bus)
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        let (servers, domains) = (link.dns().await?, link.domains().await?);
+        let has_servers = servers == self.plan.servers.iter().map(server).collect::<Vec<_>>();
+        let routes = |wanted: &String| domains.iter().any(|(domain, _)| domain == wanted);
+        Ok(has_servers && self.plan.domains.iter().all(routes))
+    }
+}
+
+fn link(plan: &Plan) -> zbus::Result<i32> {
+    i32::try_from(plan.index)
+        .map_err(|_| zbus::Error::Failure("no interface has that index".to_owned()))
 }
 
 async fn set(bus: &Connection, plan: &Plan) -> zbus::Result<()> {
     let manager = ManagerProxy::new(bus).await?;
-    let index = i32::try_from(plan.index)
-        .map_err(|_| zbus::Error::Failure("no interface has that index".to_owned()))?;
+    let index = link(plan)?;
     let result = async {
         manager
             .set_link_dns(index, plan.servers.iter().map(server).collect())
