@@ -3,6 +3,7 @@
 #   make build   every program and test, debug          make demo    a mesh of three nodes in a minute (root)
 #   make test    check, unit tests and the lab (root)   make check   fmt, clippy, doc, deny, tidy
 #   make bench   tables of docs/benchmarks.md (root)    make soak    ten minutes beside a stock WireGuard (root)
+#   make fuzz    ten million hostile cases for each target (CASES=, SEED=, TARGETS=)
 #   make count   instructions per packet, held against benches/baseline.txt, which make count-renew writes anew
 #   make soak-loss   ten million packets over a link that loses, beside the newest WireGuard (root)
 #   make deb     Debian packages                        make deb-check   install, start and purge them (root)
@@ -18,7 +19,7 @@ export RUST_LIB_BACKTRACE ?= 0
 ALL := --workspace --all-targets --locked
 
 .PHONY: build test unit lab check fmt clippy doc deny tidy count count-renew demo bench soak soak-loss deb deb-check systemd-check tools
-.PHONY: bench-tools clean
+.PHONY: fuzz bench-tools clean
 
 build:
 	cargo build $(ALL)
@@ -73,6 +74,11 @@ bench: bench-tools
 
 soak: tools build
 	target/debug/soak
+
+# The development profile: these crates are optimized there too, and overflow is checked.
+fuzz:
+	cargo build --locked -p fuzz
+	target/debug/fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED)) $(TARGETS)
 
 soak-loss: bench-tools
 	cargo build --workspace --release --locked

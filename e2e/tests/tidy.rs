@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("meshctl", &["mesh-proto"]),
     ("coordinator", &["mesh-proto", "mesh-io"]),
     ("e2e", &["mesh-proto"]),
+    ("fuzz", &["mesh-proto", "mesh-engine", "mesh-io"]),
     ("benches", &["mesh-proto", "mesh-engine", "mesh-io"]),
 ];
 

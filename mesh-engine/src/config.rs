@@ -6,8 +6,9 @@ use std::time::Duration;
 /// a second.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 
-/// An initiator agrees on new keys when the old ones are this old (WireGuard paper, section 6.1).
-pub(crate) const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// An initiator agrees on new keys when the old ones are this old. The WireGuard paper (section 6.1) says 120 s, and so
+/// does boringtun's own timer, which must not come first: it is early by up to a tick and knows no tie-break.
+pub(crate) const REKEY_AFTER: Duration = Duration::from_millis(119_250);
 
 /// No packet is sealed with keys of this age (WireGuard paper, section 6.1).
 pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
@@ -21,17 +22,21 @@ pub(crate) const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// And never used for more than so many (WireGuard paper, section 6.1).
 pub(crate) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
+/// Sessions agreed on within so long of each other, each begun by another end, are one renewal (one rekey timeout).
+pub(crate) const TIE_WITHIN: Duration = Duration::from_secs(5);
+
 /// A handshake is tried for so long (WireGuard paper, section 6.1).
 pub(crate) const ATTEMPT_FOR: Duration = Duration::from_secs(90);
 
 /// When a handshake without an answer is tried again. WireGuard says 5 s each time; the early ones make up for loss and
-/// for a peer's path that opens late.
+/// for a peer's path that opens late. The last is short of 5 s by more than the jitter: boringtun tries again by itself
+/// after 5 s sharp, and then no two ends would be out of step.
 pub(crate) const RETRY_AFTER: [Duration; 5] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(4),
-    Duration::from_secs(5),
+    Duration::from_millis(4600),
 ];
 
 /// A retry comes up to so much later, so that two ends do not collide for ever (wireguard-go, `RekeyTimeoutJitterMaxMs`).
@@ -44,8 +49,22 @@ pub(crate) const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
 /// paper, section 6.2).
 pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(15);
 
+/// Answers to a peer's initiations that it may still confirm: as many as boringtun keeps sessions.
+pub(crate) const N_ANSWERS: usize = 8;
+
 /// A session that was never confirmed is forgotten after this.
 pub(crate) const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
+
+/// An authentic but old initiation is a copy or a replay while the peer was heard within this time. After it the peer may
+/// have restarted with its clock set back.
+pub(crate) const OLD_AFTER: Duration = Duration::from_secs(2);
+
+/// And so often such a peer is met half way: whoever replays old initiations causes no more handshakes than this.
+pub(crate) const OLD_EVERY: Duration = Duration::from_secs(10);
+
+/// When the look at sessions is later than this, or a session was lost by boringtun's clock (which counts sleep) and
+/// would live this long by the engine's, the machine slept or the program was stopped.
+pub(crate) const SLEPT: Duration = Duration::from_secs(5);
 
 /// A selected path within the LAN does not give way to one outside before it is silent for so long.
 pub(crate) const LAN_HOLD: Duration = Duration::from_secs(5);
@@ -62,7 +81,8 @@ pub(crate) const N_QUEUED_MAX: usize = 64;
 /// Bytes that wait for sessions, all peers together.
 pub(crate) const QUEUED_BYTES_MAX: usize = 4 << 20;
 
-/// Handshake messages a second from which on sources are limited (wireguard-go: an eighth of a queue of 1,024).
+/// Handshake messages a second from which on sources must prove their address and are limited (wireguard-go: an eighth
+/// of a queue of 1,024).
 pub(crate) const LOAD_FROM: u32 = 128;
 
 /// A source's handshake messages a second under load (wireguard-go, `ratelimiter`).
@@ -79,6 +99,11 @@ pub(crate) const HANDSHAKES_MAX: u32 = 600;
 
 /// The most sessions at once; far below the 2^24 that boringtun's indices can name, so that a random one is soon free.
 pub(crate) const N_INDICES_MAX: usize = 1 << 20;
+
+/// How many packets a session may lag behind its newest one and still be opened, less one; boringtun's own number
+/// (`N_WORDS * WORD_SIZE` of its `noise/session.rs`). The kernel and wireguard-go have 8,128.
+#[cfg(test)]
+pub(crate) const REPLAY_WINDOW: usize = 1024;
 
 /// A packet is padded to a multiple of this (WireGuard paper, section 5.4.6).
 pub(crate) const PAD_TO: usize = 16;

@@ -14,7 +14,7 @@ use mesh_proto::id::NodeId;
 use mesh_proto::key::NodePrivateKey;
 use mesh_proto::netmap::Netmap;
 
-use crate::config::{N_PINGS_MAX, PING_FOR, RETRY_JITTER_MS, SWEEP_EVERY, TICK};
+use crate::config::{N_PINGS_MAX, PING_FOR, RETRY_JITTER_MS, SLEPT, SWEEP_EVERY, TICK};
 use crate::event::{Event, PeerStats, PingToken, PlaneEvent, TimerReason, Transmit, Update};
 use crate::nat::stun::Stun;
 use crate::noise::limiter::Limiter;
@@ -50,7 +50,9 @@ pub struct Engine {
     netmap: Option<Arc<Netmap>>,
     services: ServicePorts,
     wall_clock: Option<WallClock>,
+    /// Bounds what initiations cost, and [`Self::answers`] what responses and cookies do.
     limiter: Limiter,
+    answers: Limiter,
     stun: Stun,
     pings: BTreeMap<PingToken, (NodeId, Instant)>,
     timers: Timers,
@@ -104,6 +106,7 @@ impl Engine {
             services: ServicePorts::default(),
             wall_clock: None,
             limiter: Limiter::new(now),
+            answers: Limiter::new(now),
             stun: Stun::default(),
             pings: BTreeMap::new(),
             timers: Timers::default(),
@@ -218,8 +221,10 @@ impl Engine {
         for id in self.peers.due_retries(now) {
             self.retry(now, &id);
         }
-        if self.timers.is_due(TimerReason::Sessions, now) {
-            self.tick(now);
+        if let Some(due_at) = self.timers.get(TimerReason::Sessions)
+            && due_at <= now
+        {
+            self.tick(now, now.saturating_duration_since(due_at) >= SLEPT);
             self.timers.set(TimerReason::Sessions, None);
         }
         let requests = self.stun.handle_timeout(now, &mut self.seed);
@@ -322,3 +327,6 @@ impl Engine {
         self.timers.set(TimerReason::Expiry, expiry);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,9 @@ pub(crate) fn note_outbound(flows: &Flows, headers: &Headers, now_s: u32) {
             flow(packet::UDP, headers.dst, src_port, dst_port)
         }
         (_, Upper::EchoRequest { ident }) => flow(packet::ICMP, headers.dst, ident, 0),
-        (_, Upper::Other(protocol)) if !matches!(protocol, packet::ICMP | packet::ICMPV6) => {
+        (_, Upper::Other(protocol))
+            if !matches!(protocol, packet::ICMP | packet::ICMPV6 | FRAGMENTS) =>
+        {
             flow(protocol, headers.dst, 0, 0)
         }
         (_, Upper::EchoReply { .. } | Upper::IcmpError | Upper::Other(_)) => return,
@@ -115,6 +117,8 @@ fn admits_whole(
             return flows.is_own(&flow(packet::ICMP, peer, ident, 0), now_s);
         }
         Upper::IcmpError => return rules.is_all || quotes_own_flow(flows, headers, packet, now_s),
+        // Its flow would be that of fragments with the id 0.
+        Upper::Other(FRAGMENTS) => return rules.allows(headers.upper),
         Upper::Other(protocol) => flow(protocol, peer, 0, 0),
     };
     if rules.allows(headers.upper) {

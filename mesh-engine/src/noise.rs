@@ -1,24 +1,34 @@
 //! The session layer: boringtun's `Tunn` behind a small trait, with the guards that it needs.
 //!
-//! `Tunn` panics on short buffers, queues packets without a common bound, retries without jitter and reads clocks of
-//! its own. Here buffers are checked first, packets wait in the peer and handshakes are driven by the engine; `Tunn`'s
-//! own timers only back them up. Its handshake timestamp comes from the system clock and cannot be given: when it is to
-//! survive a clock that went back, [`NewSession`] is the seam for a session layer that takes one.
+//! `Tunn` panics on short buffers and, where overflow is checked, on an authentic peer's counter near its end; it queues
+//! packets without a common bound, retries without jitter and reads clocks of its own. Here buffers and counters are
+//! checked first, packets wait in the peer and handshakes are driven by the engine; `Tunn`'s own timers only back them up.
+//!
+//! Two things cannot be had from its public face; [`NewSession`] is the seam for a session layer that has them:
+//!
+//! - A replay window above 1,024. The window is a private constant, it is asked before a datagram is opened, and the keys
+//!   are private too, so what it refuses nobody else can open. Within it reordering loses nothing.
+//! - A handshake timestamp that survives a clock that was set back. `Tunn::new` reads the system clock, and the stamp is
+//!   sealed inside the initiation with a key that never leaves it, so no stored mark can raise it. What this end can do
+//!   it does: an authentic initiation with an old stamp is told from a forgery ([`Read::Old`]), and the engine then
+//!   begins a handshake itself, which such a peer accepts.
 
 pub(crate) mod index;
 pub(crate) mod limiter;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use mesh_proto::key::{NodeKey, NodePrivateKey};
+use sha2::{Digest as _, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::config::{PAD_TO, PAD_UP_TO};
+use crate::config::{PAD_TO, PAD_UP_TO, REJECT_AFTER_MESSAGES};
 use crate::event::DropReason;
 
 /// Header and tag of a data message.
@@ -71,11 +81,25 @@ pub(crate) enum Read {
     Packet(usize),
     /// An authentic message without a packet.
     Keepalive,
+    /// An authentic message with something in it that is no IP packet.
+    Rubbish,
     /// So many bytes of `out` go back to where the message came from.
     Reply(usize),
     /// A cookie for the next handshake.
     Cookie,
+    /// An authentic initiation, but not newer than the newest: a copy, a replay, or a peer whose clock was set back.
+    Old,
     Refused(DropReason),
+}
+
+/// Whether the sender of an initiation proved that it is where it says (mac2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    Given,
+    /// So many bytes are a cookie reply, with which it can.
+    Missing(usize),
+    /// It does not even know this node's key.
+    Nonsense,
 }
 
 /// What a session's own timers want.
@@ -111,6 +135,8 @@ pub(crate) struct Identity {
     public: PublicKey,
     /// `Tunn` and the check in front both count a message, so it must never limit; [`limiter`] does.
     limiter: Arc<RateLimiter>,
+    /// Always limits: for the time when [`limiter`] says that there is load.
+    cookies: RateLimiter,
 }
 
 impl Identity {
@@ -118,10 +144,12 @@ impl Identity {
         let secret = key.secret().clone();
         let public = PublicKey::from(&secret);
         let limiter = Arc::new(RateLimiter::new(&public, u64::MAX));
+        let cookies = RateLimiter::new(&public, 0);
         Self {
             secret,
             public,
             limiter,
+            cookies,
         }
     }
 
@@ -131,6 +159,21 @@ impl Identity {
         self.limiter
             .verify_packet(None, datagram, &mut cookie)
             .is_ok()
+    }
+
+    /// Whether the message carries the cookie of this endpoint; if not, `reply` gets it.
+    pub(crate) fn prove(&self, from: SocketAddr, datagram: &[u8], reply: &mut [u8; 64]) -> Proof {
+        let bound = IpAddr::V6(bound_to(from));
+        match self.cookies.verify_packet(Some(bound), datagram, reply) {
+            Ok(_) => Proof::Given,
+            Err(TunnResult::WriteToNetwork(reply)) => Proof::Missing(reply.len()),
+            Err(
+                TunnResult::Done
+                | TunnResult::Err(_)
+                | TunnResult::WriteToTunnelV4(..)
+                | TunnResult::WriteToTunnelV6(..),
+            ) => Proof::Nonsense,
+        }
     }
 
     /// Who sends an initiation. The claim is not proven before the session takes the message.
@@ -146,6 +189,19 @@ impl Identity {
     pub(crate) fn reset(&self) {
         self.limiter.reset_count();
     }
+}
+
+/// boringtun binds a cookie to an IP address; with this one it is bound to address and port (WireGuard paper, 5.4.7).
+fn bound_to(from: SocketAddr) -> Ipv6Addr {
+    let hash = Sha256::new().chain_update(b"proxima cookie\0");
+    let hash = match from.ip() {
+        IpAddr::V4(ip) => hash.chain_update([4]).chain_update(ip.octets()),
+        IpAddr::V6(ip) => hash.chain_update([6]).chain_update(ip.octets()),
+    };
+    let hash = hash.chain_update(from.port().to_be_bytes()).finalize();
+    let mut octets = [0; 16];
+    octets.copy_from_slice(&hash[..16]);
+    Ipv6Addr::from(octets)
 }
 
 impl fmt::Debug for Identity {
@@ -215,13 +271,21 @@ impl Session for NoiseSession {
         if out.len() < needed {
             return Read::Refused(DropReason::BufferTooSmall);
         }
+        let is_data = matches!(kind, Kind::Data(_));
+        // `Tunn` adds to the counter of an authentic datagram without a look at how near its end is.
+        if is_data && !has_valid_counter(datagram) {
+            return Read::Refused(DropReason::NotAuthentic);
+        }
         match self.tunn.decapsulate(Some(from), datagram, out) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 Read::Packet(packet.len())
             }
             TunnResult::WriteToNetwork(reply) => Read::Reply(reply.len()),
-            TunnResult::Done if matches!(kind, Kind::Data(_)) => Read::Keepalive,
+            TunnResult::Done if is_data => Read::Keepalive,
             TunnResult::Done => Read::Cookie,
+            // `Kind::of` has let only whole messages through, so this is about what was sealed.
+            TunnResult::Err(WireGuardError::InvalidPacket) if is_data => Read::Rubbish,
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Read::Old,
             TunnResult::Err(_) => Read::Refused(DropReason::NotAuthentic),
         }
     }
@@ -255,6 +319,12 @@ impl Session for NoiseSession {
             | TunnResult::WriteToTunnelV6(..) => Tick::Nothing,
         }
     }
+}
+
+/// Whether a data message's counter is one that may be used (WireGuard paper, section 6.1).
+fn has_valid_counter(datagram: &[u8]) -> bool {
+    let counter = datagram.get(8..).and_then(<[u8]>::first_chunk);
+    counter.is_some_and(|counter| u64::from_le_bytes(*counter) < REJECT_AFTER_MESSAGES)
 }
 
 #[cfg(test)]

@@ -9,12 +9,16 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_proto::id::NodeId;
 use mesh_proto::key::NodeKey;
 
-use crate::config::{LAN_HOLD, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES};
+use crate::config::{
+    LAN_HOLD, N_ANSWERS, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
+    TIE_WITHIN,
+};
 use crate::filter::Rules;
 use crate::noise::Session;
 use crate::path::Path;
@@ -33,6 +37,8 @@ pub(crate) struct Identity {
     pub(crate) node_key: NodeKey,
     pub(crate) ipv4: Ipv4Addr,
     pub(crate) ipv6: Ipv6Addr,
+    /// Whether it is this node that renews keys when both ends began at once; the peer has the opposite.
+    pub(crate) wins_ties: bool,
 }
 
 struct Peer {
@@ -95,8 +101,8 @@ pub(crate) struct Slot {
     pub(crate) session: Option<Box<dyn Session>>,
     /// The newest keys that both ends hold.
     pub(crate) agreed: Option<Agreed>,
-    /// The receiver index of keys that this node answered with and the peer has not used yet.
-    pub(crate) unconfirmed: Option<u32>,
+    /// Keys that this node answered with and the peer has not used yet.
+    pub(crate) unconfirmed: Unconfirmed,
     queue: VecDeque<Vec<u8>>,
 }
 
@@ -105,7 +111,7 @@ pub(crate) struct Slot {
 pub(crate) struct Agreed {
     pub(crate) at_ms: u64,
     pub(crate) is_initiator: bool,
-    n_sealed: u64,
+    pub(crate) n_sealed: u64,
 }
 
 impl Agreed {
@@ -116,20 +122,67 @@ impl Agreed {
             n_sealed: 0,
         }
     }
+
+    /// Whether the keys may be used for a while yet.
+    pub(crate) fn has_left(&self, now_ms: u64, span: Duration) -> bool {
+        let end = REJECT_AFTER.saturating_sub(span);
+        u128::from(now_ms.saturating_sub(self.at_ms)) < end.as_millis()
+    }
+}
+
+/// The receiver indices of the last answers, and when they were given. On a slow path an initiator tries again before
+/// it is answered, and may take any of the answers.
+#[derive(Debug, Default)]
+pub(crate) struct Unconfirmed {
+    answers: [Option<(u32, u64)>; N_ANSWERS],
+    next: usize,
+}
+
+impl Unconfirmed {
+    pub(crate) fn add(&mut self, receiver: u32, now_ms: u64) {
+        self.answers[self.next] = Some((receiver, now_ms));
+        self.next = (self.next + 1) % N_ANSWERS;
+    }
+
+    /// The peer used keys of this receiver; when they were made, if that is news.
+    fn confirm(&mut self, receiver: u32) -> Option<u64> {
+        let is_it =
+            |answer: &&mut Option<(u32, u64)>| answer.is_some_and(|(index, _)| index == receiver);
+        let (_, at_ms) = self.answers.iter_mut().find(is_it)?.take()?;
+        Some(at_ms)
+    }
 }
 
 impl Slot {
     /// Whether a packet can be sealed.
     pub(crate) fn is_ready(&self, now_ms: u64) -> bool {
         let is_fresh = self.agreed.is_some_and(|agreed| {
-            u128::from(now_ms.saturating_sub(agreed.at_ms)) < REJECT_AFTER.as_millis()
-                && agreed.n_sealed < REJECT_AFTER_MESSAGES
+            agreed.has_left(now_ms, Duration::ZERO) && agreed.n_sealed < REJECT_AFTER_MESSAGES
         });
         is_fresh
             && self
                 .session
                 .as_ref()
                 .is_some_and(|session| session.is_ready())
+    }
+
+    /// Takes note of keys that both ends hold now. When each end has begun a handshake at once, each finishes both, one
+    /// in each role: then it is settled by their keys who renews, or both would, each time.
+    pub(crate) fn agree(&mut self, at_ms: u64, is_initiator: bool, wins_ties: bool) {
+        let is_tie = self.agreed.is_some_and(|before| {
+            before.is_initiator != is_initiator
+                && u128::from(at_ms.abs_diff(before.at_ms)) < TIE_WITHIN.as_millis()
+        });
+        self.agreed = Some(Agreed::new(
+            at_ms,
+            if is_tie { wins_ties } else { is_initiator },
+        ));
+    }
+
+    /// Whether so many packets were sealed that other keys are due, whatever their age.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.agreed
+            .is_some_and(|agreed| agreed.n_sealed >= REKEY_AFTER_MESSAGES)
     }
 
     pub(crate) fn has_queued(&self) -> bool {
@@ -153,9 +206,15 @@ impl Slot {
         Some(packet)
     }
 
+    /// Forgets keys.
+    pub(crate) fn forget(&mut self) {
+        (self.session, self.agreed) = (None, None);
+        self.unconfirmed = Unconfirmed::default();
+    }
+
     /// Forgets keys and packets.
     pub(crate) fn clear(&mut self, shared: &Shared) {
-        (self.session, self.agreed, self.unconfirmed) = (None, None, None);
+        self.forget();
         while self.pop(shared).is_some() {}
     }
 }

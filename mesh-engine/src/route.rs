@@ -80,3 +80,99 @@ impl Routes {
         self.prefixes.store(Arc::new(prefixes));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use mesh_proto::id::NodeId;
+    use mesh_proto::key::NodeKey;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::filter::Rules;
+    use crate::peer::Identity;
+    use crate::plane::Shared;
+
+    fn peers<const N: usize>() -> [PeerHandle; N] {
+        let shared = Arc::new(Shared::new(Instant::now()));
+        std::array::from_fn(|n| {
+            let n = u8::try_from(n).unwrap();
+            let identity = Identity {
+                node: NodeId::from_bytes([n; 10]),
+                node_key: NodeKey::from_bytes([n; 32]),
+                ipv4: [10, 0, 0, n].into(),
+                ipv6: u128::from(n).into(),
+                wins_ties: false,
+            };
+            PeerHandle::new(Arc::clone(&shared), identity, Arc::new(Rules::default()))
+        })
+    }
+
+    #[test]
+    fn a_prefix_inside_anothers_is_its_own_peers() {
+        let routes = Routes::new();
+        let [wide, inner, host] = &peers();
+        let nets = [
+            ("10.0.0.0/8", wide),
+            ("10.1.0.0/16", inner),
+            ("10.1.2.3/32", host),
+            ("fd00::/8", wide),
+            ("fd00:1::/32", inner),
+            ("fd00:1::9/128", host),
+        ];
+        for order in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [1, 0, 2, 4, 3, 5]] {
+            for (net, peer) in order.map(|n| nets[n]) {
+                routes.insert(net.parse().unwrap(), peer);
+            }
+            let owner = |ip: &str| routes.lookup(ip.parse().unwrap());
+            for (ip, expected) in [
+                ("10.2.0.1", Some(wide)),
+                ("10.1.2.4", Some(inner)),
+                ("10.1.2.3", Some(host)),
+                ("11.0.0.1", None),
+                ("fd99::1", Some(wide)),
+                ("fd00:1::8", Some(inner)),
+                ("fd00:1::9", Some(host)),
+                ("fe00::1", None),
+            ] {
+                assert_eq!(owner(ip).as_ref(), expected, "{ip}");
+            }
+            // Only the owner can give a prefix back, and then the next longer one counts.
+            routes.remove("10.1.2.3/32".parse().unwrap(), wide);
+            assert_eq!(owner("10.1.2.3").as_ref(), Some(host));
+            routes.remove("10.1.2.3/32".parse().unwrap(), host);
+            assert_eq!(owner("10.1.2.3").as_ref(), Some(inner));
+            routes.remove("10.1.0.0/16".parse().unwrap(), wide);
+            assert_eq!(owner("10.1.2.3").as_ref(), Some(inner));
+            routes.remove("10.1.0.0/16".parse().unwrap(), inner);
+            assert_eq!(owner("10.1.2.3").as_ref(), Some(wide));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_longest_prefix_wins_whatever_the_order(
+            nets in proptest::collection::vec((0..8u32, 0..=32u8, 0..4usize), 1..40),
+            ips in proptest::collection::vec(any::<u32>(), 20),
+        ) {
+            let (routes, peers) = (Routes::new(), peers::<4>());
+            let mut model: Vec<(ipnet::Ipv4Net, usize)> = vec![];
+            for (high, len, peer_idx) in nets {
+                // Few different addresses, so that prefixes lie inside each other.
+                let ip = (high << 29 | high << 3).into();
+                let net = ipnet::Ipv4Net::new(ip, len).unwrap().trunc();
+                model.retain(|(other, _)| *other != net);
+                model.push((net, peer_idx));
+                routes.insert(net.into(), &peers[peer_idx]);
+            }
+            let near = model.iter().map(|(net, _)| u32::from(net.addr())).collect::<Vec<_>>();
+            for ip in ips.into_iter().chain(near) {
+                let holders = model.iter().filter(|(net, _)| net.contains(&std::net::Ipv4Addr::from(ip)));
+                let best = holders.max_by_key(|(net, _)| net.prefix_len());
+                let found = routes.lookup(IpAddr::V4(ip.into()));
+                prop_assert_eq!(found.as_ref(), best.map(|(_, idx)| &peers[*idx]));
+            }
+        }
+    }
+}

@@ -175,15 +175,7 @@ impl Dataplane {
         counters: Arc<Counters>,
         body: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> anyhow::Result<()> {
-        let mut sentinel = Sentinel {
-            text: format!("packet thread {name} panicked"),
-            name: name.clone(),
-            ended_tx: ended_tx.clone(),
-        };
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || sentinel.ended(body()))
-            .context("starting a packet thread")?;
+        let thread = start_thread(name, ended_tx, body).context("starting a packet thread")?;
         self.threads.push(thread);
         self.counters.push(counters);
         Ok(())
@@ -295,6 +287,21 @@ impl Inputs {
     }
 }
 
+fn start_thread(
+    name: String,
+    ended_tx: &mpsc::Sender<String>,
+    body: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let mut sentinel = Sentinel {
+        text: format!("packet thread {name} panicked"),
+        name: name.clone(),
+        ended_tx: ended_tx.clone(),
+    };
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || sentinel.ended(body()))
+}
+
 /// Tells of a thread's end, however it ends.
 struct Sentinel {
     name: String,
@@ -363,3 +370,6 @@ fn tun_advice(interface: &str) -> String {
          the device /dev/net/tun (modprobe tun), and a name that no other program uses"
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ mod chat;
 mod coordinator;
 mod daemon;
 mod door;
+mod garbage;
 mod interop;
 mod join;
 mod lifecycle;

@@ -96,6 +96,7 @@ impl Engine {
             node_key: entry.node_key,
             ipv4: entry.ipv4,
             ipv6: entry.ipv6,
+            wins_ties: self.node_id < *id,
         };
         let rules = Rules::compile(&netmap.filter, id, entry);
         match self.peers.get(id) {

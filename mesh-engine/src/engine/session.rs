@@ -1,17 +1,19 @@
 //! How the engine drives sessions: handshakes to all candidates, and what waits for them.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use mesh_proto::id::NodeId;
 
 use super::Engine;
+use crate::config::{OLD_AFTER, OLD_EVERY};
 use crate::event::{Event, Sealed};
-use crate::noise::{HANDSHAKE_LEN_MAX, Read};
+use crate::noise::{HANDSHAKE_LEN_MAX, Proof, Read};
 use crate::path::canonical;
+use crate::peer::PeerHandle;
 use crate::peer::state::Retry;
 use crate::peer::table::{Control, Live};
-use crate::peer::{Agreed, PeerHandle};
 use crate::{SEAL_BUFFER_MIN, SEAL_OVERHEAD};
 
 impl Engine {
@@ -21,8 +23,10 @@ impl Engine {
             return;
         };
         let now_ms = self.plane.shared.now_ms();
-        let is_ready = control.handle.slot().is_ready(now_ms);
-        if is_ready {
+        let slot = control.handle.slot();
+        let is_good = slot.is_ready(now_ms) && !slot.is_worn();
+        drop(slot);
+        if is_good {
             self.attend(now, id);
         } else {
             self.renew_session(now, id);
@@ -54,7 +58,7 @@ impl Engine {
     }
 
     /// Sends an initiation to all candidates.
-    fn initiate(&mut self, now: Instant, id: &NodeId) {
+    pub(super) fn initiate(&mut self, now: Instant, id: &NodeId) {
         if self.candidates(id).is_empty() || !self.ensure_session(now, id) {
             return;
         }
@@ -101,8 +105,12 @@ impl Engine {
         };
         let session = (self.new_session)(&self.identity, &handle.identity().node_key, index);
         handle.slot().session = Some(session);
-        let touched_at = now;
-        self.peers.set_live(id, Some(Live { index, touched_at }));
+        let live = Live {
+            index,
+            touched_at: now,
+            met_at: None,
+        };
+        self.peers.set_live(id, Some(live));
         true
     }
 
@@ -129,7 +137,18 @@ impl Engine {
 
     /// A peer begins a handshake.
     pub(super) fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
-        if !self.identity.is_meant(datagram) || !self.limiter.admit(now, from.ip()) {
+        if !self.identity.is_meant(datagram) {
+            return;
+        }
+        if self.limiter.arrive(now) {
+            let mut reply = [0; 64];
+            match self.identity.prove(from, datagram, &mut reply) {
+                Proof::Given => {}
+                Proof::Missing(len) => return self.out.transmit(from, &reply[..len]),
+                Proof::Nonsense => return,
+            }
+        }
+        if !self.limiter.admit(now, from.ip()) {
             return;
         }
         let initiator = self.identity.initiator(datagram);
@@ -148,18 +167,48 @@ impl Engine {
         let Some(session) = slot.session.as_mut() else {
             return;
         };
-        let Read::Reply(len) = session.open(from.ip(), datagram, &mut reply) else {
-            return;
+        let len = match session.open(from.ip(), datagram, &mut reply) {
+            Read::Reply(len) => len,
+            Read::Old => {
+                drop(slot);
+                return self.on_old_initiation(now, &id);
+            }
+            Read::Packet(_) | Read::Keepalive | Read::Rubbish | Read::Cookie | Read::Refused(_) => {
+                return;
+            }
         };
+        let now_ms = self.plane.shared.now_ms();
         // The answer's sender index is what the peer's first packet under the new keys will name.
-        slot.unconfirmed = Some(u32::from_le_bytes([reply[4], reply[5], reply[6], reply[7]]));
+        let receiver = u32::from_le_bytes([reply[4], reply[5], reply[6], reply[7]]);
+        slot.unconfirmed.add(receiver, now_ms);
         drop(slot);
         // An initiation may be a replay from before this session: it moves no path that is there.
-        handle.suppose(from, self.plane.shared.now_ms());
+        handle.suppose(from, now_ms);
         self.out.transmit(from, &reply[..len]);
         if let Some(live) = self.peers.get(&id).and_then(|control| control.live) {
             let touched_at = now;
             self.peers.set_live(&id, Some(Live { touched_at, ..live }));
+        }
+    }
+
+    /// A peer begins a handshake with a stamp that is not newer than its newest. While it is heard, that is a copy by
+    /// another path or a replay. Else it may have restarted with its clock set back, and would be deaf to this end until
+    /// its clock caught up; it takes an initiation of this end, which goes to its candidates and not to the sender.
+    fn on_old_initiation(&mut self, now: Instant, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let Some(live) = control.live else { return };
+        let heard_ms = control.handle.traffic().last_rx_ms.load(Ordering::Relaxed);
+        let silent_ms = self.plane.shared.now_ms().saturating_sub(heard_ms);
+        let is_past = |at: Instant, span| now.saturating_duration_since(at) >= span;
+        if u128::from(silent_ms) >= OLD_AFTER.as_millis()
+            && is_past(live.touched_at, OLD_AFTER)
+            && live.met_at.is_none_or(|at| is_past(at, OLD_EVERY))
+        {
+            let met_at = Some(now);
+            self.peers.set_live(id, Some(Live { met_at, ..live }));
+            self.renew_session(now, id);
         }
     }
 
@@ -174,7 +223,7 @@ impl Engine {
         let Some(peer) = self.plane.indices.peer(receiver) else {
             return;
         };
-        if !self.identity.is_meant(datagram) || !self.limiter.admit(now, from.ip()) {
+        if !self.identity.is_meant(datagram) || !self.admits_answer(now, from) {
             return;
         }
         let now_ms = self.plane.shared.now_ms();
@@ -186,8 +235,7 @@ impl Engine {
         let Read::Reply(len) = session.open(from.ip(), datagram, &mut confirmation) else {
             return;
         };
-        slot.agreed = Some(Agreed::new(now_ms, true));
-        slot.unconfirmed = None;
+        slot.agree(now_ms, true, peer.identity().wins_ties);
         drop(slot);
         peer.traffic().note_received(now_ms, 0);
         peer.traffic().note_sent(now_ms, 0);
@@ -208,13 +256,20 @@ impl Engine {
         let Some(peer) = self.plane.indices.peer(receiver) else {
             return;
         };
-        if !self.limiter.admit(now, from.ip()) {
+        if !self.admits_answer(now, from) {
             return;
         }
         let mut unused = [0; HANDSHAKE_LEN_MAX];
         if let Some(session) = peer.slot().session.as_mut() {
             let _ = session.open(from.ip(), datagram, &mut unused);
         }
+    }
+
+    /// Whether an answer to this node may be worked on. Answers have a share of their own: whoever floods a node with
+    /// initiations does not keep it from beginning handshakes itself.
+    fn admits_answer(&mut self, now: Instant, from: SocketAddr) -> bool {
+        self.answers.arrive(now);
+        self.answers.admit(now, from.ip())
     }
 
     /// Somebody uses a session that is not there, as a peer does when this node was restarted: a new one spares it the

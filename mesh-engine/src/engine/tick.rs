@@ -7,14 +7,15 @@ use mesh_proto::id::NodeId;
 
 use super::Engine;
 use crate::config::{
-    KEEPALIVE_AFTER, REKEY_AFTER, REKEY_AFTER_RECEIVING, SILENT_AFTER, SWEEP_EVERY, UNCONFIRMED_FOR,
+    KEEPALIVE_AFTER, REKEY_AFTER, REKEY_AFTER_RECEIVING, SILENT_AFTER, SLEPT, SWEEP_EVERY,
+    UNCONFIRMED_FOR,
 };
 use crate::noise::{HANDSHAKE_LEN_MAX, Tick};
 use crate::peer::{PeerHandle, Slot};
 
 impl Engine {
-    /// Looks at every session.
-    pub(super) fn tick(&mut self, now: Instant) {
+    /// Looks at every session. `is_late` when that was due long ago, as when the program was stopped meanwhile.
+    pub(super) fn tick(&mut self, now: Instant, is_late: bool) {
         if now.saturating_duration_since(self.reset_at) >= Duration::from_secs(1) {
             self.reset_at = now;
             self.identity.reset();
@@ -26,7 +27,7 @@ impl Engine {
         let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
         let mut has_internet_path = false;
         for id in live {
-            self.tick_peer(now, &id);
+            self.tick_peer(now, &id, is_late);
             has_internet_path |= self.peers.get(&id).is_some_and(|control| {
                 control.state().is_up() && control.handle.path().is_some_and(|path| !path.is_lan)
             });
@@ -34,7 +35,7 @@ impl Engine {
         self.stun.set_active(has_internet_path);
     }
 
-    fn tick_peer(&mut self, now: Instant, id: &NodeId) {
+    fn tick_peer(&mut self, now: Instant, id: &NodeId, is_late: bool) {
         let Some(control) = self.peers.get(id) else {
             return;
         };
@@ -65,6 +66,10 @@ impl Engine {
             .as_mut()
             .map_or(Tick::Nothing, |session| session.tick(&mut datagram));
         let is_ready = slot.is_ready(now_ms);
+        let has_slept = is_late
+            || slot
+                .agreed
+                .is_some_and(|agreed| agreed.has_left(now_ms, SLEPT));
         drop(slot);
         match tick {
             Tick::Nothing | Tick::Expired => {}
@@ -87,12 +92,17 @@ impl Engine {
             self.attend(now, id);
         } else if self.is_attempting(id) {
             if tick == Tick::Expired {
-                // It would refuse to begin again: a fresh one takes over with the next try.
+                // Its attempt is over by its own clock, which counts sleep: nothing that is still to come answers it.
                 self.replace_session(now, id);
+                self.initiate(now, id);
             }
         } else if is_up || (is_idle && is_unconfirmed_long) || tick == Tick::Expired {
             let has_queued = handle.slot().has_queued();
             if has_queued {
+                self.renew_session(now, id);
+            } else if is_up && has_slept {
+                // The peer may have sent all the time, and knows no better than to try again in a while.
+                self.replace_session(now, id);
                 self.renew_session(now, id);
             } else {
                 self.end_session(id);
@@ -114,7 +124,7 @@ impl Engine {
             self.plane.indices.release(live.index);
         }
         let mut slot = control.handle.slot();
-        (slot.session, slot.agreed, slot.unconfirmed) = (None, None, None);
+        slot.forget();
         drop(slot);
         self.peers.set_live(id, None);
         self.ensure_session(now, id);

@@ -1,13 +1,15 @@
 //! Guards around boringtun, and the index table.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_proto::id::NodeId;
 
 use super::index::Indices;
 use super::*;
+use crate::config::{REPLAY_WINDOW, RETRY_AFTER, RETRY_JITTER_MS};
 use crate::filter::Rules;
 use crate::peer::{self, PeerHandle};
 use crate::plane::Shared;
@@ -84,6 +86,103 @@ fn short_buffers_are_refused() {
     }
 }
 
+/// Packets of one session, in the order in which they were sealed.
+fn sealed(session: &mut Box<dyn Session>, n: u32) -> Vec<Vec<u8>> {
+    let mut out = [0; 200];
+    let seal = |n: u32| {
+        let mut packet = ip_packet(32);
+        packet[28..].copy_from_slice(&n.to_be_bytes());
+        let len = session.seal(&packet, &mut out).unwrap();
+        out[..len].to_vec()
+    };
+    (0..n).map(seal).collect()
+}
+
+#[test]
+fn reordering_within_the_replay_window_loses_nothing_and_doubles_nothing() {
+    let [mut first, mut second] = pair();
+    let datagrams = sealed(&mut first, 100_000);
+    let mut out = [0; 200];
+    let (mut seed, mut n_opened) = (Seed::new([8; 32]), 0);
+    for (block_idx, block) in datagrams.chunks(1024).enumerate() {
+        let mut order: Vec<_> = block.iter().collect();
+        if block_idx % 2 == 0 {
+            // The worst case: the newest comes first, and all others after it.
+            order.reverse();
+        } else {
+            // Blocks of half a window in any order: no datagram is overtaken by as many as a window holds.
+            for half in order.chunks_mut(512) {
+                for n in 0..half.len() {
+                    let other = seed.below(half.len() as u64);
+                    half.swap(n, usize::try_from(other).unwrap());
+                }
+            }
+        }
+        for datagram in order {
+            assert_eq!(second.open(FROM, datagram, &mut out), Read::Packet(32));
+            n_opened += 1;
+            let replayed = second.open(FROM, datagram, &mut out);
+            assert_eq!(replayed, Read::Refused(DropReason::NotAuthentic));
+        }
+    }
+    assert_eq!(n_opened, 100_000);
+    for datagram in &datagrams {
+        let replayed = second.open(FROM, datagram, &mut out);
+        assert_eq!(replayed, Read::Refused(DropReason::NotAuthentic));
+    }
+}
+
+#[test]
+fn the_replay_window_is_that_of_boringtun() {
+    let [mut first, mut second] = pair();
+    let datagrams = sealed(&mut first, 3000);
+    let mut out = [0; 200];
+    for newest in [1024, 2500] {
+        let mut open = |at: usize| second.open(FROM, &datagrams[at], &mut out);
+        assert_eq!(open(newest), Read::Packet(32));
+        let late = open(newest - REPLAY_WINDOW);
+        assert_eq!(late, Read::Refused(DropReason::NotAuthentic));
+        assert_eq!(open(newest - REPLAY_WINDOW + 1), Read::Packet(32));
+    }
+}
+
+#[test]
+fn an_authentic_datagram_without_an_ip_packet_is_told_from_a_forged_one() {
+    let [mut first, mut second] = pair();
+    let (mut sealed, mut out) = ([0; 200], [0; 200]);
+    for content in [&[0x15; 40][..], &[0x45; 16], &[0x60; 32]] {
+        let len = first.seal(content, &mut sealed).unwrap();
+        assert_eq!(second.open(FROM, &sealed[..len], &mut out), Read::Rubbish);
+        let replayed = second.open(FROM, &sealed[..len], &mut out);
+        assert_eq!(replayed, Read::Refused(DropReason::NotAuthentic));
+    }
+}
+
+#[test]
+fn an_old_initiation_is_told_from_a_forged_one() {
+    let [mut first, mut second] = pair();
+    let (mut older, mut newer, mut out) = ([0; 148], [0; 148], [0; 148]);
+    first.initiate(&mut older).unwrap();
+    first.initiate(&mut newer).unwrap();
+    assert!(matches!(
+        second.open(FROM, &newer, &mut out),
+        Read::Reply(92)
+    ));
+    for old in [&newer, &older] {
+        assert_eq!(second.open(FROM, old, &mut out), Read::Old);
+    }
+    older[100] ^= 1;
+    let forged = second.open(FROM, &older, &mut out);
+    assert_eq!(forged, Read::Refused(DropReason::NotAuthentic));
+}
+
+#[test]
+fn retries_are_ours_and_not_of_tunn() {
+    // `Tunn` begins anew after 5 s without jitter; the last of our delays must always come before.
+    let last = RETRY_AFTER[RETRY_AFTER.len() - 1] + Duration::from_millis(RETRY_JITTER_MS);
+    assert!(last < Duration::from_secs(5));
+}
+
 #[test]
 fn only_who_knows_the_key_is_listened_to() {
     let [a, b, c] = [1, 2, 3].map(|n| Identity::new(&NodePrivateKey::from_bytes([n; 32])));
@@ -100,6 +199,38 @@ fn only_who_knows_the_key_is_listened_to() {
 }
 
 #[test]
+fn an_address_is_proven_by_the_cookie_that_was_sent_to_it() {
+    let [a, b] = [1, 2].map(|n| NodePrivateKey::from_bytes([n; 32]));
+    let (own, mut session) = (
+        Identity::new(&b),
+        NoiseSession::boxed(&Identity::new(&a), &b.public(), 1),
+    );
+    let from: SocketAddr = "192.0.2.1:5".parse().unwrap();
+    let (mut initiation, mut cookie) = ([0; 148], [0; 64]);
+    session.initiate(&mut initiation).unwrap();
+    let mut forged = initiation;
+    forged[50] ^= 1;
+    assert_eq!(own.prove(from, &forged, &mut cookie), Proof::Nonsense);
+    assert_eq!(
+        own.prove(from, &initiation, &mut cookie),
+        Proof::Missing(64)
+    );
+    assert_eq!(
+        session.open(from.ip(), &cookie, &mut [0; 148]),
+        Read::Cookie
+    );
+    session.initiate(&mut initiation).unwrap();
+    assert_eq!(own.prove(from, &initiation, &mut cookie), Proof::Given);
+    for other in ["192.0.2.1:6", "192.0.2.2:5", "[::ffff:192.0.2.1]:5"] {
+        let other = other.parse().unwrap();
+        assert_eq!(
+            own.prove(other, &initiation, &mut cookie),
+            Proof::Missing(64)
+        );
+    }
+}
+
+#[test]
 fn indices_never_clash_and_lead_to_their_peer() {
     let indices = Indices::new();
     let mut seed = Seed::new([5; 32]);
@@ -110,7 +241,8 @@ fn indices_never_clash_and_lead_to_their_peer() {
                 node: NodeId::from_bytes([n; 10]),
                 node_key: NodeKey::from_bytes([n; 32]),
                 ipv4: [10, 0, 0, n].into(),
-                ipv6: std::net::Ipv6Addr::from(u128::from(n)),
+                ipv6: Ipv6Addr::from(u128::from(n)),
+                wins_ties: false,
             };
             PeerHandle::new(Arc::clone(&shared), identity, Arc::new(Rules::default()))
         })

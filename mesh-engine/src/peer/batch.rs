@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
-use crate::config::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, TICK};
+use crate::config::{REJECT_AFTER_MESSAGES, TICK};
 use crate::event::{DropReason, Opened, PlaneEvent, Sealed};
 use crate::noise::{Kind, Read};
 use crate::path::canonical;
-use crate::peer::{Agreed, PeerHandle, Slot};
+use crate::peer::{PeerHandle, Slot};
 
 /// A locked session, for sealing. Keep it for a batch and no longer.
 pub struct Sealer<'a> {
@@ -76,7 +76,7 @@ impl<'a> Sealer<'a> {
         if agreed.n_sealed >= REJECT_AFTER_MESSAGES {
             self.is_ready = false;
         }
-        if agreed.n_sealed >= REKEY_AFTER_MESSAGES {
+        if self.slot.is_worn() {
             self.want_session();
         }
         self.n_sealed += 1;
@@ -139,13 +139,12 @@ impl<'a> Opener<'a> {
 
     /// Opens one datagram into `out`, which must be as long as the datagram.
     pub fn open(&mut self, from: SocketAddr, datagram: &[u8], out: &mut [u8]) -> Opened {
-        match self.try_open(from, datagram, out) {
-            Ok(opened) => opened,
-            Err(reason) => {
-                self.peer.shared().count_drop(reason);
-                Opened::Dropped(reason)
-            }
+        let opened = self.try_open(from, datagram, out);
+        let opened = opened.unwrap_or_else(Opened::Dropped);
+        if let Opened::Dropped(reason) = opened {
+            self.peer.shared().count_drop(reason);
         }
+        opened
     }
 
     fn try_open(
@@ -168,8 +167,10 @@ impl<'a> Opener<'a> {
         let opened = match session.open(from.ip(), datagram, out) {
             Read::Packet(len) => Opened::Packet(len),
             Read::Keepalive => Opened::Keepalive,
+            // It is the peer all the same, and it is there.
+            Read::Rubbish => Opened::Dropped(DropReason::Malformed),
             Read::Refused(reason) => return Err(reason),
-            Read::Reply(_) | Read::Cookie => return Err(DropReason::NotAuthentic),
+            Read::Reply(_) | Read::Cookie | Read::Old => return Err(DropReason::NotAuthentic),
         };
         let len = match opened {
             Opened::Packet(len) => len,
@@ -183,9 +184,9 @@ impl<'a> Opener<'a> {
                 self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
             }
         }
-        if self.slot.unconfirmed == Some(receiver) {
-            self.slot.unconfirmed = None;
-            self.slot.agreed = Some(Agreed::new(self.now_ms, false));
+        if let Some(at_ms) = self.slot.unconfirmed.confirm(receiver) {
+            self.slot
+                .agree(at_ms, false, self.peer.identity().wins_ties);
             self.event = Some(PlaneEvent::SessionReady(self.peer.clone()));
         }
         Ok(opened)

@@ -280,7 +280,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(tries_ms[..6], [600, 1700, 3800, 7900, 13_000, 18_100]);
+        assert_eq!(tries_ms[..6], [600, 1700, 3800, 7900, 12_600, 17_300]);
         assert_eq!(state, State::Idle);
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) index: u32,
     /// When it was made, or last answered an initiation.
     pub(crate) touched_at: Instant,
+    /// When a peer that sent an old initiation was last met half way.
+    pub(crate) met_at: Option<Instant>,
 }
 
 impl Control {

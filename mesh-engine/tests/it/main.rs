@@ -8,9 +8,12 @@
 mod ip;
 #[path = "../sim/net.rs"]
 mod net;
+#[path = "../sim/wire.rs"]
+mod wire;
 #[path = "../sim/world.rs"]
 mod world;
 
+mod guard;
 mod hostile;
 mod netmap;
 mod path;

@@ -11,7 +11,7 @@ use crate::world::World;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Two nodes of one user, so that the filter lets all through.
-fn pair(seed: u64) -> World {
+pub(crate) fn pair(seed: u64) -> World {
     let mut world = World::new(2, seed);
     one_user(&mut world);
     world.tell_all();

@@ -196,6 +196,29 @@ fn fragments_follow_their_first() {
 }
 
 #[test]
+fn protocol_255_and_fragments_open_no_way_for_each_other() {
+    let mut world = strangers();
+    let packet = |world: &World, (from, to): (usize, usize), protocol, place: u16, body: &[u8]| {
+        let (src, dst) = (world.nodes[from].ipv4.into(), world.nodes[to].ipv4.into());
+        let mut packet = ip::ip(src, dst, protocol, body);
+        packet[4..8].copy_from_slice(&u32::from(place).to_be_bytes());
+        packet
+    };
+    world.send(1, &packet(&world, (1, 0), 255, 0, &[3; 64]));
+    world.run(SECOND);
+    let later = packet(&world, (0, 1), ip::UDP, 0x2009, &[2; 64]);
+    assert!(!passes(&mut world, &later));
+    world.send(1, &world.udp(1, 0, (7000, 53), b"q"));
+    world.run(SECOND);
+    let answer = world.udp(0, 1, (53, 7000), &[1; 64]);
+    let first = packet(&world, (0, 1), ip::UDP, 0x2000, &answer[20..]);
+    assert!(passes(&mut world, &first));
+    assert!(passes(&mut world, &later));
+    let alike = packet(&world, (0, 1), 255, 0, &[3; 64]);
+    assert!(!passes(&mut world, &alike));
+}
+
+#[test]
 fn the_door_stands_before_the_machines_own_servers() {
     let mut world = strangers();
     one_user(&mut world);

@@ -391,8 +391,9 @@ impl Shape {
             let [offset, flags, w0, w1] = take(packet, self.transport + 12).ok()?;
             Some((ack, [offset, flags & !PSH, w0, w1]))
         };
-        let options = self.transport + 20..self.header_len;
-        at(first) == at(packet) && first.get(options.clone()) == packet.get(options)
+        // The urgent pointer, which may be there without its flag, and options.
+        let rest = self.transport + 18..self.header_len;
+        at(first) == at(packet) && first.get(rest.clone()) == packet.get(rest)
     }
 
     /// Whether the checksums are right: merging makes new ones and must not bless a broken packet.

@@ -62,6 +62,8 @@ fn be16(packet: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn tcp(is_v4: bool, flags: u8, payload_len: u16) -> Vec<u8> {
@@ -97,6 +99,30 @@ mod tests {
             }
         }
         assert_eq!(side(&[]), Side::Own);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_steered(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+            first in prop_oneof![Just(0x45_u8), Just(0x60), any::<u8>()],
+            protocol in prop_oneof![Just(TCP), Just(UDP), any::<u8>()],
+        ) {
+            if let Some(byte) = bytes.first_mut() {
+                *byte = first;
+            }
+            if let Some(byte) = bytes.get_mut(if first >> 4 == 4 { 9 } else { 6 }) {
+                *byte = protocol;
+            }
+            let (judged, hash) = (side(&bytes), flow_hash(&bytes));
+            prop_assert!(judged == Side::Own || protocol == TCP && bytes.len() >= 34);
+            // What lies behind the headers says nothing about the flow.
+            let headers_len = if first >> 4 == 4 { 24 } else { 44 };
+            if bytes.len() > headers_len {
+                bytes.truncate(headers_len);
+                prop_assert_eq!(flow_hash(&bytes), hash);
+            }
+        }
     }
 
     #[test]
