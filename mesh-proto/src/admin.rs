@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NodeId, NodeName, Tag, UserId, UserName};
+use crate::id::{NodeId, NodeName, RelayId, Tag, UserId, UserName};
 use crate::key::{MachineKey, NodeKey};
 use crate::share::HostOffers;
 
@@ -214,4 +214,56 @@ pub struct Health {
     pub n_online: u64,
     /// Seconds since the start.
     pub uptime_seconds: u64,
+}
+
+/// How to let a relay in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewRelay {
+    /// What people call it.
+    pub name: NodeName,
+    /// How long its key is valid, seconds; an hour when absent.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// A relay that may come. The only time that its key is told.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreatedRelay {
+    /// The string to paste: `coordinator relay --auth-key KEY`.
+    pub key: String,
+    /// What lists show of it.
+    #[serde(flatten)]
+    pub info: RelayInfo,
+}
+
+impl std::fmt::Debug for CreatedRelay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedRelay")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A relay that stands alone, as its operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RelayInfo {
+    /// Its name.
+    pub name: NodeName,
+    /// Its id in the netmap; absent until it has come.
+    #[serde(default)]
+    pub id: Option<RelayId>,
+    /// Its identity; absent until it has come.
+    #[serde(default)]
+    pub machine_key: Option<MachineKey>,
+    /// Where it is reached.
+    pub urls: Vec<String>,
+    /// When it was added, Unix milliseconds.
+    pub created_at_ms: u64,
+    /// Until when it may come by its key, Unix milliseconds; absent when it has.
+    #[serde(default)]
+    pub key_expires_at_ms: Option<u64>,
 }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NetworkId, NodeId, NodeName, Tag, UserId, UserName};
-use crate::key::{CoordinatorKey, MachineKey, NodeKey, Signature};
+use crate::id::{NetworkId, NodeId, NodeName, RelayId, Tag, UserId, UserName};
+use crate::key::{CoordinatorKey, DiscoKey, MachineKey, NodeKey, Signature};
 use crate::netmap::Revision;
 use crate::share::HostOffers;
 
@@ -109,9 +109,57 @@ pub struct NodeUpdate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
     pub endpoints: Option<Vec<SocketAddr>>,
+    /// The same, with how each is known; when present it stands and `endpoints` does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Vec<Candidate>>,
+    /// What peers seal path discovery to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disco_key: Option<DiscoKey>,
+    /// The relay that it listens on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home_relay: Option<RelayId>,
     /// What it shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offers: Option<HostOffers>,
+}
+
+impl NodeUpdate {
+    /// Where the node may be reached, by whichever field says so.
+    #[must_use]
+    pub fn told_endpoints(&self) -> Option<Vec<SocketAddr>> {
+        let candidates = self.candidates.as_ref().map(|candidates| {
+            let endpoints = candidates.iter().map(|candidate| candidate.endpoint);
+            endpoints.collect()
+        });
+        candidates.or_else(|| self.endpoints.clone())
+    }
+}
+
+/// An endpoint where a node may be reached, not yet proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Candidate {
+    /// The endpoint.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub endpoint: SocketAddr,
+    /// How the node knows of it.
+    pub kind: CandidateKind,
+}
+
+/// How a node knows that it may be reached somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CandidateKind {
+    /// An address of one of its interfaces.
+    Interface,
+    /// A port that its gateway forwards to it.
+    PortMapped,
+    /// What a STUN server saw (RFC 8489).
+    ServerReflexive,
+    /// In some way that this program does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// The most endpoints of a node that are kept.

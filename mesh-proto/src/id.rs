@@ -101,6 +101,26 @@ base32_id!(
     NetworkId, 16, "a network id", "26 characters of a-z and 2-7"
 );
 
+base32_id!(
+    /// A relay, 16 base32 characters: the first 80 bits of the hash of its pin and its first URL.
+    RelayId, 10, "a relay id", "16 characters of a-z and 2-7"
+);
+
+impl RelayId {
+    /// The id of the relay that has this key's hash ([`crate::auth_key::pin_of`]) and is reached by this URL first.
+    #[must_use]
+    pub fn of(pin: &[u8; 32], url: &str) -> Self {
+        let digest = Sha256::new()
+            .chain_update(b"proxima relay id\0")
+            .chain_update(pin)
+            .chain_update(url)
+            .finalize();
+        let mut id = [0; 10];
+        id.copy_from_slice(&digest[..10]);
+        Self(id)
+    }
+}
+
 impl NodeId {
     /// The id that belongs to a machine key.
     #[must_use]

@@ -87,6 +87,10 @@ public_key!(
     NodeKey, "nk:"
 );
 public_key!(
+    /// The public half of a disco key (X25519): new with each start of a node, seals path discovery ([`crate::disco`]).
+    DiscoKey, "dk:"
+);
+public_key!(
     /// The public half of a coordinator key (Ed25519): signs netmaps.
     CoordinatorKey, "ck:"
 );
@@ -138,6 +142,8 @@ pub enum Purpose {
     NodeKey,
     /// A coordinator vouches for a map frame ([`crate::netmap`]).
     MapFrame,
+    /// A coordinator vouches for whom a relay serves ([`crate::relay`]).
+    Members,
 }
 
 impl Purpose {
@@ -146,6 +152,7 @@ impl Purpose {
             Self::Request => b"proxima request v1\0",
             Self::NodeKey => b"proxima node key v1\0",
             Self::MapFrame => b"proxima map frame v1\0",
+            Self::Members => b"proxima relay members v1\0",
         }
     }
 
@@ -229,39 +236,54 @@ signing_key!(
     CoordinatorPrivateKey, CoordinatorKey
 );
 
-/// The private node key: the WireGuard static secret. Never leaves its machine.
-#[derive(Clone)]
-pub struct NodePrivateKey(x25519_dalek::StaticSecret);
+macro_rules! agreement_key {
+    ($(#[$doc:meta])* $private:ident, $public:ident) => {
+        $(#[$doc])*
+        #[derive(Clone)]
+        pub struct $private(x25519_dalek::StaticSecret);
+
+        impl $private {
+            /// Takes 32 bytes of secret; draw them from the system's random source.
+            #[must_use]
+            pub fn from_bytes(secret: [u8; 32]) -> Self {
+                Self(x25519_dalek::StaticSecret::from(secret))
+            }
+
+            /// The secret as the layer above takes it.
+            #[must_use]
+            pub const fn secret(&self) -> &x25519_dalek::StaticSecret {
+                &self.0
+            }
+
+            /// The public half.
+            #[must_use]
+            pub fn public(&self) -> $public {
+                $public::from_bytes(x25519_dalek::PublicKey::from(&self.0).to_bytes())
+            }
+        }
+
+        impl fmt::Debug for $private {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($private), "([redacted])"))
+            }
+        }
+    };
+}
+
+agreement_key!(
+    /// The private node key: the WireGuard static secret. Never leaves its machine.
+    NodePrivateKey, NodeKey
+);
+agreement_key!(
+    /// The private disco key. Never leaves the memory of its process.
+    DiscoPrivateKey, DiscoKey
+);
 
 impl NodePrivateKey {
-    /// Takes 32 bytes of secret; draw them from the system's random source.
-    #[must_use]
-    pub fn from_bytes(secret: [u8; 32]) -> Self {
-        Self(x25519_dalek::StaticSecret::from(secret))
-    }
-
     /// The secret, for storing it.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.0.to_bytes())
-    }
-
-    /// The secret as the session layer takes it.
-    #[must_use]
-    pub const fn secret(&self) -> &x25519_dalek::StaticSecret {
-        &self.0
-    }
-
-    /// The public half.
-    #[must_use]
-    pub fn public(&self) -> NodeKey {
-        NodeKey::from_bytes(x25519_dalek::PublicKey::from(&self.0).to_bytes())
-    }
-}
-
-impl fmt::Debug for NodePrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("NodePrivateKey([redacted])")
     }
 }
 
@@ -307,12 +329,13 @@ mod tests {
             "{:?}",
             (
                 MachinePrivateKey::from_bytes(&[1; 32]),
-                NodePrivateKey::from_bytes([1; 32])
+                NodePrivateKey::from_bytes([1; 32]),
+                DiscoPrivateKey::from_bytes([1; 32])
             )
         );
         assert_eq!(
             text,
-            "(MachinePrivateKey([redacted]), NodePrivateKey([redacted]))"
+            "(MachinePrivateKey([redacted]), NodePrivateKey([redacted]), DiscoPrivateKey([redacted]))"
         );
     }
 }

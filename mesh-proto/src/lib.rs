@@ -5,19 +5,22 @@
 //!
 //! Reading order: [`id`] and [`key`] name things, [`auth_key`] is what a person pastes, [`tls`] what it pins, [`request`] and
 //! [`control`] are what a node tells its coordinator, [`netmap`] with [`filter`] and [`share`] is what it hears back, [`name`] turns
-//! models into DNS names, [`stun`] finds a node's outer endpoint, [`admin`] is the operator's API and [`local`] the
+//! models into DNS names, [`relay`] names what carries packets when no direct path does, [`stun`] and [`disco`] find
+//! paths, [`admin`] is the operator's API and [`local`] the
 //! socket between `meshctl` and `meshd`.
 #![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod auth_key;
 pub mod control;
+pub mod disco;
 pub mod filter;
 pub mod id;
 pub mod key;
 pub mod local;
 pub mod name;
 pub mod netmap;
+pub mod relay;
 pub mod request;
 pub mod share;
 pub mod stun;

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NetworkId, NodeId, NodeName, Tag, UserName};
+use crate::disco::Mapping;
+use crate::id::{NetworkId, NodeId, NodeName, RelayId, Tag, UserName};
 use crate::netmap::Revision;
 use crate::share::{Audience, BackendApi, Digest, Gpu, HostOffers};
 
@@ -30,6 +31,8 @@ pub const PATH_LOGOUT: &str = "/v1/logout";
 pub const PATH_ROTATE: &str = "/v1/rotate";
 /// `POST` [`PingRequest`] → [`PingReply`].
 pub const PATH_PING: &str = "/v1/ping";
+/// `GET` → [`NetCheck`], after the network was looked at anew.
+pub const PATH_NETCHECK: &str = "/v1/netcheck";
 /// `GET` → [`Models`].
 pub const PATH_MODELS: &str = "/v1/models";
 /// `GET` → [`ShareStatus`]; `POST` [`ShareRequest`] → [`ShareStatus`].
@@ -167,6 +170,9 @@ pub struct PeerStatus {
     pub last_seen_ms: Option<u64>,
     /// How it is reached.
     pub path: PathStatus,
+    /// Milliseconds that a direct path takes for an answer, once it was asked.
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
     /// Bytes of packets received from it.
     pub rx_bytes: u64,
     /// Bytes of packets sent to it.
@@ -179,7 +185,7 @@ pub struct PeerStatus {
 }
 
 /// How a peer is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum PathStatus {
     /// No session, none wanted.
@@ -190,6 +196,14 @@ pub enum PathStatus {
     Direct {
         /// The underlay endpoint in use.
         endpoint: SocketAddr,
+    },
+    /// By a relay.
+    Relayed {
+        /// Which.
+        relay: RelayId,
+        /// Its name; empty when the map does not name it any more.
+        #[serde(default)]
+        name: String,
     },
 }
 
@@ -241,6 +255,49 @@ pub struct PingReply {
     pub path: PathStatus,
     /// Round trip, milliseconds.
     pub rtt_ms: f64,
+}
+
+/// What the network around the node looks like.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetCheck {
+    /// Whether UDP passes over IPv4: a STUN server answered.
+    pub has_udp_ipv4: bool,
+    /// And over IPv6.
+    pub has_udp_ipv6: bool,
+    /// Where servers see this node.
+    pub reflexive: Vec<SocketAddr>,
+    /// How the NAT maps, if there is one.
+    pub mapping: Mapping,
+    /// What the gateway forwards to this node.
+    #[serde(default)]
+    pub port_mapping: Option<PortMapping>,
+    /// The relays of the mesh, best first.
+    pub relays: Vec<RelayCheck>,
+}
+
+/// A port that the gateway forwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Where from.
+    pub endpoint: SocketAddr,
+    /// How it was asked: `PCP` or `NAT-PMP`.
+    pub protocol: String,
+}
+
+/// A relay, seen from this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelayCheck {
+    /// Its id.
+    pub id: RelayId,
+    /// Its name.
+    pub name: String,
+    /// Milliseconds that its STUN takes to answer; absent when it does not.
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
+    /// Whether there is a link to it.
+    pub is_connected: bool,
+    /// Whether this node listens there.
+    pub is_home: bool,
 }
 
 /// The catalogue.

@@ -11,10 +11,12 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::filter::Filter;
-use crate::id::{NetworkId, NodeId, NodeName, Tag, UserId, UserName};
+use crate::id::{NetworkId, NodeId, NodeName, RelayId, Tag, UserId, UserName};
 use crate::key::{
-    CoordinatorKey, CoordinatorPrivateKey, KeyError, MachineKey, NodeKey, Purpose, Signature,
+    CoordinatorKey, CoordinatorPrivateKey, DiscoKey, KeyError, MachineKey, NodeKey, Purpose,
+    Signature,
 };
+use crate::relay::RelayEntry;
 use crate::share::HostOffers;
 
 /// Where a map stands. Compared as a pair: a restart of the coordinator raises the epoch, a change the version.
@@ -59,6 +61,9 @@ pub struct NetworkInfo {
     pub stun: Vec<SocketAddr>,
     /// The coordinators of this mesh, best first.
     pub coordinator_urls: Vec<String>,
+    /// What carries packets between nodes that have no direct path, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relays: Vec<RelayEntry>,
 }
 
 /// What a node is told of itself.
@@ -111,6 +116,12 @@ pub struct PeerEntry {
     /// Where it may be reached on the underlay.
     #[serde(default)]
     pub endpoints: Vec<SocketAddr>,
+    /// What its path discovery is sealed to; absent when it knows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disco_key: Option<DiscoKey>,
+    /// The relay that it listens on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home_relay: Option<RelayId>,
     /// When its node key expires, Unix milliseconds; each peer enforces it by its own clock.
     #[serde(default)]
     pub expires_at_ms: Option<u64>,

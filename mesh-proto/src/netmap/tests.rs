@@ -18,6 +18,8 @@ fn peer(n: u8) -> (NodeId, PeerEntry) {
         ipv4: Ipv4Addr::new(10, 77, 1, n),
         ipv6: Ipv6Addr::LOCALHOST,
         endpoints: vec![],
+        disco_key: None,
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,
@@ -40,6 +42,7 @@ fn map(peers: &[u8]) -> Netmap {
             service_ipv6: network.service_ipv6(),
             stun: vec!["192.0.2.1:3478".parse().unwrap()],
             coordinator_urls: vec!["https://192.0.2.1:7443".to_owned()],
+            relays: vec![],
         },
         node: SelfNode {
             id,
@@ -143,4 +146,24 @@ fn a_peer_whose_key_was_swapped_is_noticed() {
     assert!(entry.verify(&id).is_err());
     let (_, other) = peer(2);
     assert!(other.verify(&id).is_err());
+}
+
+#[test]
+fn a_map_that_knows_no_relays_is_read() {
+    let text = include_str!("../../tests/golden/netmap_without_relays.json");
+    let netmap: Netmap = serde_json::from_str(text).unwrap();
+    assert_eq!(netmap, map(&[1]));
+    assert_eq!(serde_json::to_string(&netmap).unwrap(), text.trim());
+}
+
+#[test]
+fn disco_keys_and_relays_survive_their_json() {
+    let text = include_str!("../../tests/golden/netmap_with_relays.json");
+    let netmap: Netmap = serde_json::from_str(text).unwrap();
+    let relay = netmap.network.relays[0].clone();
+    let entry = &netmap.peers[&peer(1).0];
+    assert_eq!(relay.id, RelayId::of(&[7; 32], "https://192.0.2.1:443"));
+    assert_eq!(entry.home_relay, Some(relay.id));
+    assert_eq!(entry.disco_key, Some(DiscoKey::from_bytes([8; 32])));
+    assert_eq!(serde_json::to_string(&netmap).unwrap(), text.trim());
 }
