@@ -11,7 +11,9 @@ use mesh_engine::{
 };
 use mesh_proto::filter::{Allow, Filter, FilterRule, Source};
 use mesh_proto::id::{NetworkId, NodeId, UserId};
-use mesh_proto::key::{CoordinatorPrivateKey, MachinePrivateKey, NodePrivateKey, Purpose};
+use mesh_proto::key::{
+    CoordinatorPrivateKey, DiscoPrivateKey, MachinePrivateKey, NodePrivateKey, Purpose,
+};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
 
@@ -24,6 +26,7 @@ const N_DATAGRAMS_MAX: usize = 16;
 
 /// One end.
 pub(crate) struct End {
+    number: u8,
     id: NodeId,
     node_key: NodePrivateKey,
     machine_key: MachinePrivateKey,
@@ -60,11 +63,13 @@ impl End {
             EngineConfig {
                 node_key: node_key.clone(),
                 node_id: id,
+                disco_key: disco_key(number),
                 seed: [number; 32],
             },
         );
         Self {
             id,
+            number,
             node_key,
             machine_key,
             plane: engine.plane(),
@@ -87,6 +92,8 @@ impl End {
             ipv4: self.ipv4,
             ipv6: network.id.ipv6_of(&self.id),
             endpoints: vec![self.endpoint],
+            disco_key: Some(disco_key(self.number).public()),
+            home_relay: None,
             expires_at_ms: None,
             is_online: true,
             last_seen_ms: None,
@@ -189,6 +196,10 @@ impl Pair {
     }
 }
 
+fn disco_key(number: u8) -> DiscoPrivateKey {
+    DiscoPrivateKey::from_bytes([number + 10; 32])
+}
+
 fn network() -> Result<NetworkInfo> {
     let id = NetworkId::of(&CoordinatorPrivateKey::from_bytes(&[9; 32]).public());
     Ok(NetworkInfo {
@@ -200,5 +211,6 @@ fn network() -> Result<NetworkInfo> {
         service_ipv6: id.service_ipv6(),
         stun: vec![],
         coordinator_urls: vec![],
+        relays: vec![],
     })
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_engine::{
-    Admit, ChecksumState, Engine, EngineConfig, Inbound, Opened, Outbound, PeerHandle, Plane,
-    Sealed, ServicePort, ServicePorts, Transport, Update,
+    Admit, ChecksumState, Destination, Engine, EngineConfig, Inbound, Opened, Outbound, PeerHandle,
+    Plane, Sealed, ServicePort, ServicePorts, Transport, Update,
 };
 use mesh_proto::filter::{Allow, Filter, FilterRule, PortRange, Source};
 use mesh_proto::id::{NetworkId, NodeId, UserId};
-use mesh_proto::key::{MachinePrivateKey, NodeKey, NodePrivateKey, Purpose};
+use mesh_proto::key::{DiscoPrivateKey, MachinePrivateKey, NodeKey, NodePrivateKey, Purpose};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
 
@@ -96,6 +96,10 @@ fn node_key(n: u8) -> NodePrivateKey {
     NodePrivateKey::from_bytes([n; 32])
 }
 
+fn disco_key(n: u8) -> DiscoPrivateKey {
+    DiscoPrivateKey::from_bytes([n + 10; 32])
+}
+
 /// Where a node is on the underlay.
 #[must_use]
 pub const fn endpoint(n: u8) -> SocketAddr {
@@ -116,6 +120,8 @@ fn peer(n: u8) -> PeerEntry {
         ipv4,
         ipv6,
         endpoints: vec![endpoint(n)],
+        disco_key: Some(disco_key(n).public()),
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,
@@ -135,6 +141,7 @@ fn netmap(own: u8, other: u8) -> Netmap {
             service_ipv6: SERVICE.1,
             stun: vec![STUN],
             coordinator_urls: vec![],
+            relays: vec![],
         },
         node: SelfNode {
             id: id(own),
@@ -195,6 +202,7 @@ impl Pair {
             let config = EngineConfig {
                 node_key: node_key(own),
                 node_id: id(own),
+                disco_key: disco_key(own),
                 seed: [own; 32],
             };
             let mut engine = Engine::new(now, config);
@@ -228,12 +236,12 @@ impl Pair {
         pair
     }
 
-    /// Carries what the engines say until they are silent.
+    /// Carries what the engines say until they are silent, and keeps it.
     fn carry(&mut self) {
         loop {
             let sent = (0..2).find_map(|idx| Some((idx, self.engines[idx].poll_transmit()?)));
             let Some((idx, transmit)) = sent else { return };
-            if transmit.dst == STUN {
+            if transmit.dst == Destination::Udp(STUN) {
                 continue;
             }
             let (to, from) = (1 - idx, endpoint([1, 2][idx]));

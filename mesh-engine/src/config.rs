@@ -118,6 +118,9 @@ pub(crate) const STUN_ACTIVE: Duration = Duration::from_secs(25);
 /// And how often otherwise.
 pub(crate) const STUN_IDLE: Duration = Duration::from_secs(120);
 
+/// And when a direct path fell silent, if the last round is this long past: a router that was started again maps anew.
+pub(crate) const STUN_AGAIN: Duration = Duration::from_secs(2);
+
 /// A STUN request without an answer is sent again after this (RFC 8489, section 6.2.1: 500 ms, doubled).
 pub(crate) const STUN_RETRY: Duration = Duration::from_millis(500);
 
@@ -125,7 +128,7 @@ pub(crate) const STUN_RETRY: Duration = Duration::from_millis(500);
 pub(crate) const N_STUN_TRIES: u32 = 4;
 
 /// STUN servers that are asked.
-pub(crate) const N_STUN_SERVERS_MAX: usize = 4;
+pub(crate) const N_STUN_SERVERS_MAX: usize = 16;
 
 /// Datagrams of unknown sessions that the engine is shown: one in so long is enough to find a peer that still uses a
 /// session which this node lost by a restart, and too few to do harm.
@@ -148,3 +151,102 @@ pub(crate) const OTHER_FLOW_S: u32 = 30;
 
 /// How often old flows are swept out.
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+
+/// The engine is told so often, a peer, that a guided peer is heard from elsewhere.
+pub(crate) const MOVE_TOLD_EVERY: Duration = Duration::from_millis(200);
+
+/// Pauses between rounds of probes to all candidates while a peer is busy. The early ones open NATs from both ends
+/// within two seconds, lost datagrams included; the last one looks for something better now and then.
+pub(crate) const PROBE_ROUNDS: [Duration; 8] = [
+    Duration::from_millis(200),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
+
+/// The most candidates that a round asks.
+pub(crate) const N_PROBED_MAX: usize = 16;
+
+/// The most probes under way to a peer.
+pub(crate) const N_PROBES_MAX: usize = 128;
+
+/// A probe without an answer for so long is lost.
+pub(crate) const PROBE_FOR: Duration = Duration::from_millis(1500);
+
+/// A path that is sent data or probes and is silent for so long carries nothing, a slow one somewhat longer. TCP's
+/// third retransmission comes 1.4 s after the first segment was lost: it should find the other path.
+pub(crate) const DEAD_AFTER: Duration = Duration::from_millis(1000);
+
+/// A path in doubt for so long gives way to any other that is proven.
+pub(crate) const DOUBT_FOR: Duration = Duration::from_millis(450);
+
+/// A path that died is asked so often whether it is back.
+pub(crate) const REVIVE_EVERY: Duration = Duration::from_millis(500);
+
+/// For so long; after that only the rounds ask.
+pub(crate) const REVIVE_FOR: Duration = Duration::from_secs(120);
+
+/// Deaths are counted within this time: a path that dies again and again must prove itself more than once.
+pub(crate) const DEATHS_FOR: Duration = Duration::from_secs(60);
+
+/// A proof of a path holds for so long where another path is to be left for it.
+pub(crate) const FRESH_FOR: Duration = Duration::from_secs(4);
+
+/// A selected path that is silent for so long is asked, which keeps NATs' mappings: they last 30 s at the least in
+/// practice.
+pub(crate) const REPROBE_EVERY: Duration = Duration::from_secs(15);
+
+/// A peer that was sent or sent nothing for so long is not busy: only its selected path is kept.
+pub(crate) const BUSY_FOR: Duration = Duration::from_secs(60);
+
+/// A peer is asked to ping this node at most so often.
+pub(crate) const CALL_EVERY: Duration = Duration::from_millis(180);
+
+/// A path that was heard this lately needs no copies of a handshake elsewhere.
+pub(crate) const SURE_FOR: Duration = Duration::from_secs(2);
+
+/// Pings of a peer that are answered between two looks.
+pub(crate) const N_PINGS_ANSWERED_MAX: u32 = 64;
+
+/// Endpoints of its own that a node tells in a call-me-maybe.
+pub(crate) const N_CALLED_MAX: usize = mesh_proto::disco::N_ENDPOINTS_MAX;
+
+/// The most relays that are considered; the netmap names them best first.
+pub(crate) const N_RELAYS_MAX: usize = mesh_proto::relay::N_RELAYS_MAX;
+
+/// A home relay is chosen at the latest so long after the first netmap: until then latencies are waited for.
+pub(crate) const HOME_WITHIN: Duration = Duration::from_millis(400);
+
+/// A home relay without a link is left for another after this.
+pub(crate) const HOME_GRACE: Duration = Duration::from_millis(1500);
+
+/// A relay that failed is not made home again for so long, unless there is no other.
+pub(crate) const RELAY_SHUNNED_FOR: Duration = Duration::from_secs(60);
+
+/// A wanted link is asked for again after this.
+pub(crate) const NEED_RELAY_EVERY: Duration = Duration::from_secs(2);
+
+/// A peer that was heard by a relay is thought to listen there for so long.
+pub(crate) const RELAY_HEARD_FOR: Duration = Duration::from_secs(60);
+
+/// How long a port mapping is asked for (RFC 6886, section 3.3: two hours are recommended).
+pub(crate) const MAP_LIFETIME_S: u32 = 7200;
+
+/// The shortest and longest lifetime of a mapping that is believed.
+pub(crate) const MAP_LIFETIMES_S: (u32, u32) = (120, 24 * 3600);
+
+/// A gateway that does not answer is asked again after this, doubled each time (RFC 6886, section 3.1).
+pub(crate) const MAP_RETRY: Duration = Duration::from_millis(250);
+
+/// So often, by each protocol.
+pub(crate) const N_MAP_TRIES: u32 = 4;
+
+/// And then again after this.
+pub(crate) const MAP_RETRY_LATER: Duration = Duration::from_secs(600);
+
+/// A gateway that lost its memory makes this node ask anew at most so often.
+pub(crate) const MAP_RENEW_MIN: Duration = Duration::from_secs(10);

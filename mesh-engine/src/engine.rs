@@ -1,28 +1,38 @@
 //! The control side: dispatches inputs to the parts and drains their outputs.
 
 mod netmap;
+mod paths;
 mod session;
 mod tick;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mesh_proto::id::NodeId;
-use mesh_proto::key::NodePrivateKey;
+use mesh_proto::id::{NodeId, RelayId};
+use mesh_proto::key::{DiscoPrivateKey, NodeKey, NodePrivateKey};
 use mesh_proto::netmap::Netmap;
+use mesh_proto::stun::is_stun;
 
-use crate::config::{N_PINGS_MAX, PING_FOR, RETRY_JITTER_MS, SLEPT, SWEEP_EVERY, TICK};
-use crate::event::{Event, PeerStats, PingToken, PlaneEvent, TimerReason, Transmit, Update};
+use crate::config::{
+    N_CALLED_MAX, N_PINGS_MAX, PING_FOR, RETRY_JITTER_MS, SLEPT, SWEEP_EVERY, TICK,
+};
+use crate::event::{
+    Destination, Event, PeerStats, PingToken, PlaneEvent, TimerReason, Transmit, Update,
+};
+use crate::nat::portmap::{Gateway, PortMap};
 use crate::nat::stun::Stun;
+use crate::nat::wire;
 use crate::noise::limiter::Limiter;
 use crate::noise::{Identity, Kind, NewSession, NoiseSession};
 use crate::path::canonical;
+use crate::path::set::PathSet;
 use crate::peer::state::Now;
 use crate::peer::table::Peers;
 use crate::plane::Plane;
+use crate::relay::Relays;
 use crate::seed::Seed;
 use crate::service::ServicePorts;
 use crate::timers::Timers;
@@ -34,6 +44,8 @@ pub struct EngineConfig {
     pub node_key: NodePrivateKey,
     /// This node.
     pub node_id: NodeId,
+    /// What path discovery is sealed with; new with each start.
+    pub disco_key: DiscoPrivateKey,
     /// All that the engine itself draws comes from here; fill it from the system's random source.
     pub seed: [u8; 32],
 }
@@ -54,6 +66,14 @@ pub struct Engine {
     limiter: Limiter,
     answers: Limiter,
     stun: Stun,
+    disco_key: DiscoPrivateKey,
+    relays: Relays,
+    port_map: PortMap,
+    gateway: Option<(IpAddr, IpAddr)>,
+    told_home: Option<RelayId>,
+    /// The paths of peers that have a session or want one.
+    sets: BTreeMap<NodeId, PathSet>,
+    local_endpoints: Vec<SocketAddr>,
     pings: BTreeMap<PingToken, (NodeId, Instant)>,
     timers: Timers,
     reset_at: Instant,
@@ -84,7 +104,7 @@ struct Out {
 }
 
 impl Out {
-    fn transmit(&mut self, dst: SocketAddr, bytes: &[u8]) {
+    fn transmit(&mut self, dst: Destination, bytes: &[u8]) {
         let bytes = bytes.to_vec();
         self.transmits.push_back(Transmit { dst, bytes });
     }
@@ -108,6 +128,13 @@ impl Engine {
             limiter: Limiter::new(now),
             answers: Limiter::new(now),
             stun: Stun::default(),
+            disco_key: config.disco_key,
+            relays: Relays::default(),
+            port_map: PortMap::default(),
+            gateway: None,
+            told_home: None,
+            sets: BTreeMap::new(),
+            local_endpoints: Vec::new(),
             pings: BTreeMap::new(),
             timers: Timers::default(),
             reset_at: now,
@@ -133,6 +160,9 @@ impl Engine {
             Update::LocalEndpoints(endpoints) => {
                 let mut surroundings = (*self.plane.shared.surroundings()).clone();
                 surroundings.set_local(&endpoints);
+                self.local_endpoints = endpoints.into_iter().map(canonical).collect();
+                self.local_endpoints.truncate(N_CALLED_MAX);
+                self.apply_gateway(now);
                 self.plane.shared.set_surroundings(surroundings);
             }
             Update::Services(services) => {
@@ -146,6 +176,12 @@ impl Engine {
                     self.end_session(&id);
                 }
             }
+            Update::Gateway(gateway) => {
+                self.gateway = gateway;
+                self.apply_gateway(now);
+            }
+            Update::RelayUp(relay) => self.on_relay_up(now, &relay),
+            Update::RelayDown(relay) => self.relays.on_down(now, &relay),
             Update::Clear => self.forget_mesh(),
         }
         self.refresh_timers(now);
@@ -154,20 +190,79 @@ impl Engine {
     /// A datagram that the plane called [`Inbound::Control`](crate::Inbound::Control).
     pub fn handle_udp(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         self.plane.shared.set_clock(now);
-        let from = canonical(from);
+        let endpoint = canonical(from);
+        let is_foreign = Kind::of(datagram).is_none();
+        if is_foreign && is_stun(datagram) {
+            self.on_stun(now, endpoint, datagram);
+        } else if is_foreign && wire::is_answer(datagram) {
+            if self.port_map.handle_udp(now, endpoint, datagram) {
+                self.tell_mapped();
+            }
+        } else {
+            self.on_datagram(now, Destination::Udp(endpoint), datagram);
+        }
+        self.refresh_timers(now);
+    }
+
+    /// A datagram out of a relay's frame, that the plane called [`Inbound::Control`](crate::Inbound::Control). The relay
+    /// vouches for its sender.
+    pub fn handle_relay(&mut self, now: Instant, relay: RelayId, from: NodeKey, datagram: &[u8]) {
+        self.plane.shared.set_clock(now);
+        let Some(id) = self.peers.by_key(&from) else {
+            return;
+        };
+        self.on_relay_heard(now, &id, relay);
+        self.on_datagram(now, Destination::Relay { relay, peer: from }, datagram);
+        self.refresh_timers(now);
+    }
+
+    fn on_datagram(&mut self, now: Instant, from: Destination, datagram: &[u8]) {
         match Kind::of(datagram) {
             Some(Kind::Initiation) => self.on_initiation(now, from, datagram),
             Some(Kind::Response(receiver)) => self.on_response(now, from, datagram, receiver),
             Some(Kind::CookieReply(receiver)) => self.on_cookie(now, from, datagram, receiver),
             Some(Kind::Data(_)) => self.on_unknown_session(now, from),
-            None => {
-                if let Some(seen) = self.stun.handle_udp(now, from, datagram) {
-                    tracing::debug!(endpoint = %seen, "reflexive address");
-                    self.out.events.push_back(Event::ReflexiveEndpoint(seen));
-                }
-            }
+            None => self.on_disco(now, from, datagram),
         }
-        self.refresh_timers(now);
+    }
+
+    /// Follows the gateway, and the port that it is to map.
+    fn apply_gateway(&mut self, now: Instant) {
+        let port = self.local_endpoints.first().map(SocketAddr::port);
+        let gateway = self.gateway.zip(port).map(|((ip, client), port)| Gateway {
+            ip: ip.to_canonical(),
+            client: client.to_canonical(),
+            port,
+        });
+        let before = self.port_map.outer();
+        let farewell = self.port_map.set_gateway(now, gateway, &mut self.seed);
+        self.out.transmits.extend(farewell);
+        if self.port_map.outer() != before {
+            self.tell_mapped();
+        }
+    }
+
+    fn tell_mapped(&mut self) {
+        let outer = self.port_map.outer();
+        tracing::debug!(?outer, "port mapping");
+        self.out.events.push_back(Event::PortMapped(outer));
+    }
+
+    fn on_stun(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        let Some(answer) = self.stun.handle_udp(now, from, datagram) else {
+            return;
+        };
+        if let Some(rtt) = answer.rtt
+            && self.relays.on_latency(now, from, rtt)
+        {
+            self.tell_home();
+        }
+        if answer.is_news {
+            let seen = answer.seen;
+            tracing::debug!(endpoint = %seen, "reflexive address");
+            self.out.events.push_back(Event::ReflexiveEndpoint(seen));
+            self.on_reflexive(now);
+        }
     }
 
     /// The plane found something.
@@ -184,9 +279,14 @@ impl Engine {
                     self.want_session(now, &peer.node());
                 }
             }
-            PlaneEvent::SessionReady(peer) | PlaneEvent::PathMoved(peer) => {
+            PlaneEvent::SessionReady(peer) => {
                 if self.is_current(&peer) {
                     self.attend(now, &peer.node());
+                }
+            }
+            PlaneEvent::PathMoved { peer, from } => {
+                if self.is_current(&peer) {
+                    self.on_moved(now, &peer, from);
                 }
             }
             PlaneEvent::Pong { peer, token, at } => {
@@ -196,12 +296,12 @@ impl Engine {
                     && let Some((_, sent_at)) = self.pings.remove(&token)
                 {
                     let rtt = at.saturating_duration_since(sent_at);
-                    let endpoint = peer.endpoint();
+                    let path = peer.destination();
                     self.out.events.push_back(Event::Pong {
                         node,
                         token,
                         rtt,
-                        endpoint,
+                        path,
                     });
                 }
             }
@@ -226,6 +326,15 @@ impl Engine {
         {
             self.tick(now, now.saturating_duration_since(due_at) >= SLEPT);
             self.timers.set(TimerReason::Sessions, None);
+        }
+        if self.relays.handle_timeout(now) {
+            self.tell_home();
+        }
+        let mapped = self.port_map.outer();
+        let requests = self.port_map.handle_timeout(now);
+        self.out.transmits.extend(requests);
+        if self.port_map.outer() != mapped {
+            self.tell_mapped();
         }
         let requests = self.stun.handle_timeout(now, &mut self.seed);
         self.out.transmits.extend(requests);
@@ -279,9 +388,15 @@ impl Engine {
         let stats = self.peers.iter().map(|(node, control)| {
             let traffic = control.handle.traffic();
             let agreed = control.live.and_then(|_| control.handle.slot().agreed);
+            let path = control.handle.destination();
+            let (rtt, loss) = path
+                .zip(self.sets.get(node))
+                .map_or((None, 0.0), |(path, set)| set.measures(&path));
             PeerStats {
                 node: *node,
-                endpoint: control.handle.endpoint(),
+                path,
+                rtt,
+                loss,
                 is_up: control.state().is_up(),
                 rx_bytes: traffic.rx_bytes.load(Ordering::Relaxed),
                 tx_bytes: traffic.tx_bytes.load(Ordering::Relaxed),
@@ -290,6 +405,13 @@ impl Engine {
             }
         });
         stats.collect()
+    }
+
+    /// How many things the engine remembers beyond its peers: each kind has its bound.
+    #[must_use]
+    pub fn n_held(&self) -> usize {
+        let paths: usize = self.sets.values().map(PathSet::size).sum();
+        paths + self.pings.len() + self.out.transmits.len() + self.out.events.len()
     }
 
     /// Whether an event speaks of a peer that is still the one of that id.
@@ -315,6 +437,10 @@ impl Engine {
         self.timers
             .set(TimerReason::Handshake, self.peers.next_retry());
         self.timers.set(TimerReason::Stun, self.stun.poll_timeout());
+        self.timers
+            .set(TimerReason::Relay, self.relays.poll_timeout());
+        self.timers
+            .set(TimerReason::PortMap, self.port_map.poll_timeout());
         let expiry = self
             .peers
             .next_expiry_ms()

@@ -1,11 +1,11 @@
 //! What goes in and comes out of the engine and its plane: plain values, no behaviour.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_proto::id::NodeId;
-use mesh_proto::key::NodePrivateKey;
+use mesh_proto::id::{NodeId, RelayId};
+use mesh_proto::key::{NodeKey, NodePrivateKey};
 use mesh_proto::netmap::Netmap;
 
 use crate::peer::PeerHandle;
@@ -23,21 +23,78 @@ pub enum Update {
     },
     /// Where this machine is on the underlay: its interfaces' addresses with the UDP port.
     LocalEndpoints(Vec<SocketAddr>),
+    /// The gateway towards the internet and this machine's address on its network, for port mappings; `None` when there
+    /// is none, or mappings are switched off.
+    Gateway(Option<(IpAddr, IpAddr)>),
     /// Where the listeners behind the service ports are.
     Services(ServicePorts),
     /// The underlay changed or the socket was opened anew: ask for the reflexive address again, prove all paths again.
     Rebind,
+    /// The link to a relay stands: frames that go there are delivered.
+    RelayUp(RelayId),
+    /// The link to a relay ended, or cannot be made.
+    RelayDown(RelayId),
     /// This node's key was rotated: every session ends and is made anew when needed.
     NodeKey(NodePrivateKey),
     /// The node left its mesh: forget every peer.
     Clear,
 }
 
-/// A datagram for the UDP socket.
+/// Where a datagram goes: a path to a peer, or a server of some kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Destination {
+    /// By the UDP socket to this endpoint; never an IPv4-mapped IPv6 address.
+    Udp(SocketAddr),
+    /// By the link to a relay, which passes it on to the peer. Without a link it is dropped.
+    Relay {
+        /// The relay.
+        relay: RelayId,
+        /// The node that it is for.
+        peer: NodeKey,
+    },
+}
+
+impl Destination {
+    /// The endpoint, when the UDP socket sends there.
+    #[must_use]
+    pub const fn endpoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Udp(endpoint) => Some(*endpoint),
+            Self::Relay { .. } => None,
+        }
+    }
+
+    /// The endpoint, by whichever socket.
+    #[must_use]
+    pub const fn remote(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Udp(endpoint) => Some(*endpoint),
+            Self::Relay { .. } => None,
+        }
+    }
+
+    pub(crate) const fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Udp(endpoint) => endpoint.is_ipv6(),
+            Self::Relay { .. } => false,
+        }
+    }
+
+    /// The relay, when it is one.
+    #[must_use]
+    pub const fn relay(&self) -> Option<RelayId> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Relay { relay, .. } => Some(*relay),
+        }
+    }
+}
+
+/// A datagram to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to; never an IPv4-mapped IPv6 address.
-    pub dst: SocketAddr,
+    /// Where to.
+    pub dst: Destination,
     /// The payload.
     pub bytes: Vec<u8>,
 }
@@ -53,6 +110,10 @@ pub enum TimerReason {
     Stun,
     /// A peer's key expires.
     Expiry,
+    /// The home relay is to be chosen.
+    Relay,
+    /// A port mapping is due.
+    PortMap,
 }
 
 /// A fact for the daemon.
@@ -73,10 +134,17 @@ pub enum Event {
         /// The peer.
         node: NodeId,
         /// The selected path.
-        endpoint: SocketAddr,
+        path: Destination,
     },
+    /// This node listens on another relay, or on none: tell the coordinator, and hold a link to it.
+    HomeRelay(Option<RelayId>),
+    /// A link to this relay is wanted. Told anew while there is none and something waits for it; the daemon may close
+    /// links that carried nothing for a while, but for the home relay's.
+    NeedRelay(RelayId),
     /// How the world outside sees the UDP socket.
     ReflexiveEndpoint(SocketAddr),
+    /// The gateway forwards from there to the UDP socket, or does so no longer.
+    PortMapped(Option<SocketAddr>),
     /// A ping was answered.
     Pong {
         /// The peer.
@@ -86,7 +154,7 @@ pub enum Event {
         /// How long the answer took.
         rtt: Duration,
         /// Which path was selected when it came.
-        endpoint: Option<SocketAddr>,
+        path: Option<Destination>,
     },
 }
 
@@ -102,8 +170,13 @@ pub enum PlaneEvent {
     NeedSession(PeerHandle),
     /// The peer proved that it holds the new session: what waited may go.
     SessionReady(PeerHandle),
-    /// The peer is heard from another endpoint.
-    PathMoved(PeerHandle),
+    /// The peer is heard from elsewhere than the selected path.
+    PathMoved {
+        /// By whom.
+        peer: PeerHandle,
+        /// From where.
+        from: Destination,
+    },
     /// A ping was answered.
     Pong {
         /// By whom.
@@ -247,12 +320,16 @@ impl DropReason {
 }
 
 /// What is known of the link to a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PeerStats {
     /// The peer.
     pub node: NodeId,
     /// The selected path.
-    pub endpoint: Option<SocketAddr>,
+    pub path: Option<Destination>,
+    /// How long the selected path took for an answer, when it was asked.
+    pub rtt: Option<Duration>,
+    /// The part of questions on the selected path that had no answer, 0 to 1.
+    pub loss: f32,
     /// Whether a session stands.
     pub is_up: bool,
     /// Payload bytes opened.

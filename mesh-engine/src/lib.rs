@@ -9,10 +9,12 @@
 //! A packet thread does this:
 //!
 //! ```text
-//! TUN packet   → plane.outbound ┬ Peer(peer) → peer.seal(): per segment seal → UDP to peer.endpoint(); finish
+//! TUN packet   → plane.outbound ┬ Peer(peer) → peer.seal(): per segment seal → to peer.destination(); finish
 //!                               └ Reflect    → back to the TUN
 //! UDP datagram → plane.inbound  ┬ Data(peer) → peer.open(): open; finish; plane.admitter(): admit → TUN
 //!                               └ Control    → Engine::handle_udp
+//! relay frame  → plane.inbound  ┬ Data(peer) → peer.open(): open_relayed → plane.admit → TUN; finish
+//!                               └ Control    → Engine::handle_relay
 //! ```
 //!
 //! and passes what `finish` and [`Admit::Consumed`] give to [`Engine::handle_plane`]. A batch's lock is dropped by
@@ -28,11 +30,13 @@ mod engine;
 mod event;
 mod filter;
 mod nat;
+mod netcheck;
 mod noise;
 mod packet;
 mod path;
 mod peer;
 mod plane;
+mod relay;
 mod route;
 mod seed;
 mod service;
@@ -41,9 +45,10 @@ mod timers;
 
 pub use engine::{Engine, EngineConfig};
 pub use event::{
-    Admit, ChecksumState, DropReason, Event, Inbound, Opened, Outbound, PeerStats, PingToken,
-    PlaneEvent, Sealed, TimerReason, Transmit, Update,
+    Admit, ChecksumState, Destination, DropReason, Event, Inbound, Opened, Outbound, PeerStats,
+    PingToken, PlaneEvent, Sealed, TimerReason, Transmit, Update,
 };
+pub use netcheck::{NetReport, RelayReport};
 pub use peer::{Opener, PeerHandle, Sealer};
 pub use plane::{Admitter, Plane};
 pub use service::{ServicePort, ServicePorts, Transport};

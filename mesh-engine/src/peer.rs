@@ -16,9 +16,10 @@ use mesh_proto::id::NodeId;
 use mesh_proto::key::NodeKey;
 
 use crate::config::{
-    LAN_HOLD, N_ANSWERS, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
-    TIE_WITHIN,
+    LAN_HOLD, MOVE_TOLD_EVERY, N_ANSWERS, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES,
+    REKEY_AFTER_MESSAGES, TIE_WITHIN,
 };
+use crate::event::Destination;
 use crate::filter::Rules;
 use crate::noise::Session;
 use crate::path::Path;
@@ -48,6 +49,8 @@ struct Peer {
     path: ArcSwapOption<Path>,
     rules: ArcSwap<Rules>,
     is_gone: AtomicBool,
+    /// Whether probes choose the path, so that packets move it not.
+    is_guided: AtomicBool,
     traffic: Traffic,
 }
 
@@ -65,6 +68,8 @@ pub(crate) struct Traffic {
     pub(crate) unanswered_ms: AtomicU64,
     /// When the engine was last told that a session is needed.
     wanted_ms: AtomicU64,
+    /// When it was last told that the peer is heard from elsewhere than the selected path.
+    moved_ms: AtomicU64,
 }
 
 impl Traffic {
@@ -228,6 +233,7 @@ impl PeerHandle {
             path: ArcSwapOption::empty(),
             rules: ArcSwap::new(rules),
             is_gone: AtomicBool::new(false),
+            is_guided: AtomicBool::new(false),
             traffic: Traffic::default(),
         }))
     }
@@ -240,8 +246,15 @@ impl PeerHandle {
 
     /// The selected path; lock-free.
     #[must_use]
+    pub fn destination(&self) -> Option<Destination> {
+        self.0.path.load().as_ref().map(|path| path.dst)
+    }
+
+    /// The endpoint of the selected path, when that is a direct one; lock-free.
+    #[must_use]
     pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.0.path.load().as_ref().map(|path| path.endpoint)
+        let path = self.0.path.load();
+        path.as_ref().and_then(|path| path.dst.endpoint())
     }
 
     /// Locks the session for sealing a batch.
@@ -304,34 +317,66 @@ impl PeerHandle {
         self.0.path.store(None);
     }
 
-    /// Selects the endpoint that the peer was authentically heard from; `true` when that is another one.
-    pub(crate) fn heard_from(&self, endpoint: SocketAddr, now_ms: u64) -> bool {
+    pub(crate) fn set_guided(&self, is_guided: bool) {
+        self.0.is_guided.store(is_guided, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_guided(&self) -> bool {
+        self.0.is_guided.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the peer was authentically heard; `true` when the engine must know: the path moved, or the peer is
+    /// guided and somewhere else.
+    pub(crate) fn heard_from(&self, from: Destination, now_ms: u64) -> bool {
         let current = self.0.path.load();
         if let Some(path) = current.as_ref() {
-            if path.endpoint == endpoint {
+            if path.dst == from {
                 path.heard_ms.store(now_ms, Ordering::Relaxed);
                 return false;
             }
+            if self.is_guided() {
+                return self.may_tell_move(now_ms);
+            }
             let silent_ms = now_ms.saturating_sub(path.heard_ms.load(Ordering::Relaxed));
-            if path.is_lan
-                && u128::from(silent_ms) < LAN_HOLD.as_millis()
-                && !self.0.shared.is_lan(endpoint.ip())
-            {
+            if path.is_lan && u128::from(silent_ms) < LAN_HOLD.as_millis() && !self.is_lan(&from) {
                 return false;
             }
         }
-        let is_lan = self.0.shared.is_lan(endpoint.ip());
-        self.0
-            .path
-            .store(Some(Arc::new(Path::new(endpoint, is_lan, now_ms))));
+        self.select(from, now_ms);
         true
     }
 
+    /// Packets go there from now on.
+    pub(crate) fn select(&self, dst: Destination, now_ms: u64) {
+        let path = Path::new(dst, self.is_lan(&dst), now_ms);
+        self.0.path.store(Some(Arc::new(path)));
+    }
+
+    pub(crate) fn forget_path(&self) {
+        self.0.path.store(None);
+    }
+
     /// Where an answer may be sent before the peer is proven to be there.
-    pub(crate) fn suppose(&self, endpoint: SocketAddr, now_ms: u64) {
+    pub(crate) fn suppose(&self, from: Destination, now_ms: u64) {
         if self.0.path.load().is_none() {
-            self.heard_from(endpoint, now_ms);
+            self.select(from, now_ms);
         }
+    }
+
+    fn is_lan(&self, dst: &Destination) -> bool {
+        let endpoint = dst.remote();
+        endpoint.is_some_and(|endpoint| self.0.shared.is_lan(endpoint.ip()))
+    }
+
+    fn may_tell_move(&self, now_ms: u64) -> bool {
+        let moved_ms = &self.0.traffic.moved_ms;
+        let told_ms = moved_ms.load(Ordering::Relaxed);
+        let is_due = told_ms == 0
+            || u128::from(now_ms.saturating_sub(told_ms)) >= MOVE_TOLD_EVERY.as_millis();
+        is_due
+            && moved_ms
+                .compare_exchange(told_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 }
 

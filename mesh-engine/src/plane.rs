@@ -14,6 +14,7 @@ use crate::echo::Echo;
 use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound};
 use crate::filter;
 use crate::filter::flows::Flows;
+use crate::nat::wire;
 use crate::noise::index::Indices;
 use crate::noise::{self, Kind};
 use crate::packet::Headers;
@@ -211,7 +212,12 @@ impl Plane {
             Some(Kind::Initiation | Kind::Response(_) | Kind::CookieReply(_)) => {
                 return Inbound::Control;
             }
-            None if mesh_proto::stun::is_stun(datagram) => return Inbound::Control,
+            None if mesh_proto::stun::is_stun(datagram)
+                || mesh_proto::disco::is_disco(datagram)
+                || wire::is_answer(datagram) =>
+            {
+                return Inbound::Control;
+            }
             None => DropReason::NotOurs,
         };
         self.shared.count_drop(reason);

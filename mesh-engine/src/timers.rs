@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::event::TimerReason;
 
-const N_REASONS: usize = 4;
+const N_REASONS: usize = 6;
 
 /// At most one deadline a reason.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ const REASONS: [TimerReason; N_REASONS] = [
     TimerReason::Handshake,
     TimerReason::Stun,
     TimerReason::Expiry,
+    TimerReason::Relay,
+    TimerReason::PortMap,
 ];
 
 impl Timers {

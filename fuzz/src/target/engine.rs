@@ -1,12 +1,14 @@
-//! Datagrams for the engine: handshakes, cookies and STUN, from anybody.
+//! Datagrams for the engine: handshakes, cookies, path discovery and STUN, from anybody.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use blake2::digest::consts::U16;
 use blake2::digest::{Digest as _, FixedOutput as _, KeyInit as _, Update as _};
 use blake2::{Blake2s256, Blake2sMac};
-use mesh_engine::Inbound;
+use mesh_engine::{Destination, Inbound};
+use mesh_proto::disco::is_disco;
 use mesh_proto::stun;
 
 use crate::Target;
@@ -21,6 +23,8 @@ pub(crate) struct Control {
     pair: Pair,
     mac1_key: [u8; 32],
     seeds: Vec<Vec<u8>>,
+    /// Where authentic messages came from.
+    heard: BTreeSet<SocketAddr>,
     n_cases: u32,
 }
 
@@ -44,6 +48,7 @@ impl Default for Control {
             pair,
             mac1_key,
             seeds,
+            heard: BTreeSet::from([pair::endpoint(1)]),
             n_cases: 0,
         }
     }
@@ -57,6 +62,9 @@ impl Target for Control {
         }
         let from = sender(tape);
         let datagram = self.datagram(tape);
+        if self.seeds.contains(&datagram) {
+            self.heard.insert(from);
+        }
         // Slowly, so that at times there are more handshakes a second than a node bears without asking for proof.
         if tape.chance(1024) {
             self.pair.now += Duration::from_millis(u64::from(tape.u8()));
@@ -71,13 +79,20 @@ impl Target for Control {
             self.pair.engines[1].handle_udp(now, from, &datagram);
         }
         while let Some(transmit) = self.pair.engines[1].poll_transmit() {
-            if transmit.dst == from && from != pair::endpoint(1) {
+            if is_disco(&transmit.bytes) {
+                // Nobody is pinged or answered whom no authentic message named.
+                let to = transmit.dst.endpoint();
+                assert!(
+                    to.is_some_and(|to| self.heard.contains(&to)),
+                    "{transmit:?}"
+                );
+            } else if transmit.dst == Destination::Udp(from) && from != pair::endpoint(1) {
                 // To a stranger there is one thing to say: prove that you are there.
                 assert!(self.is_meant(&datagram), "answered: {datagram:02x?}");
                 assert_eq!(transmit.bytes[..4], [3, 0, 0, 0]);
                 assert_eq!(transmit.bytes.len(), 64);
             } else {
-                let known = [pair::endpoint(1), pair::STUN];
+                let known = [pair::endpoint(1), pair::STUN].map(Destination::Udp);
                 assert!(known.contains(&transmit.dst), "{transmit:?}");
             }
         }

@@ -1,5 +1,7 @@
 //! How the engine follows the netmap: changes what changed and nothing else.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,7 +30,14 @@ impl Engine {
                 ],
             };
             self.plane.shared.set_surroundings(surroundings);
-            self.stun.set_servers(now, &netmap.network.stun);
+            let network = &netmap.network;
+            let of_relays = network.relays.iter().flat_map(|relay| &relay.stun);
+            let servers: BTreeSet<SocketAddr> =
+                network.stun.iter().chain(of_relays).copied().collect();
+            let servers: Vec<SocketAddr> = servers.into_iter().collect();
+            self.stun.set_servers(now, &servers);
+            self.relays.set_entries(now, &network.relays);
+            self.tell_home();
         }
         self.apply_local();
         for id in self.peers.ids() {
@@ -74,6 +83,8 @@ impl Engine {
         self.plane.set_local(None);
         self.pings.clear();
         self.stun = crate::nat::stun::Stun::default();
+        self.relays = crate::relay::Relays::default();
+        self.tell_home();
     }
 
     pub(super) fn remove_peer(&mut self, id: &NodeId) {
@@ -113,6 +124,9 @@ impl Engine {
                     .is_some_and(|control| control.endpoints != entry.endpoints);
                 if is_moved {
                     self.peers.set_endpoints(id, entry.endpoints.clone());
+                }
+                self.apply_disco(now, id, entry);
+                if is_moved {
                     self.on_new_candidates(now, id);
                 }
             }
@@ -131,8 +145,36 @@ impl Engine {
         for net in allowed_ips(&identity) {
             self.plane.routes.insert(net, &handle);
         }
-        let control = Control::new(handle, entry.endpoints.clone(), entry.expires_at_ms);
+        handle.set_guided(entry.disco_key.is_some());
+        let mut control = Control::new(handle, entry.endpoints.clone(), entry.expires_at_ms);
+        control.home_relay = entry.home_relay;
         self.peers.insert(control);
+        self.peers.set_disco_key(&identity.node, entry.disco_key);
+    }
+
+    /// Follows a known peer's disco key and home relay.
+    fn apply_disco(&mut self, now: Instant, id: &NodeId, entry: &PeerEntry) {
+        let Some(control) = self.peers.get_mut(id) else {
+            return;
+        };
+        control.home_relay = entry.home_relay;
+        if control.disco_key == entry.disco_key {
+            return;
+        }
+        let was_known = control.disco_key.is_some();
+        let handle = control.handle.clone();
+        let (is_up, is_live) = (control.state().is_up(), control.live.is_some());
+        self.peers.set_disco_key(id, entry.disco_key);
+        handle.set_guided(entry.disco_key.is_some());
+        self.sets.remove(id);
+        if is_live {
+            self.begin_paths(id);
+            self.look(now, id);
+        }
+        if was_known && is_up {
+            // The peer was started anew and has no session any more.
+            self.renew_session(now, id);
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Instant;
 use mesh_proto::id::NodeId;
 
 use super::Engine;
-use crate::config::{OLD_AFTER, OLD_EVERY};
-use crate::event::{Event, Sealed};
+use crate::config::{OLD_AFTER, OLD_EVERY, SURE_FOR};
+use crate::event::{Destination, Event, Sealed};
 use crate::noise::{HANDSHAKE_LEN_MAX, Proof, Read};
-use crate::path::canonical;
+use crate::path::{canonical, source_addr};
 use crate::peer::PeerHandle;
 use crate::peer::state::Retry;
 use crate::peer::table::{Control, Live};
@@ -59,7 +59,8 @@ impl Engine {
 
     /// Sends an initiation to all candidates.
     pub(super) fn initiate(&mut self, now: Instant, id: &NodeId) {
-        if self.candidates(id).is_empty() || !self.ensure_session(now, id) {
+        let has_way = !self.endpoints_of(id).is_empty() || self.relay_path(now, id).is_some();
+        if !has_way || !self.ensure_session(now, id) {
             return;
         }
         let Some(control) = self.peers.get(id) else {
@@ -72,23 +73,42 @@ impl Engine {
             return;
         };
         drop(slot);
-        self.spray(id, &datagram[..len]);
+        self.spray(now, id, &datagram[..len]);
+        self.look(now, id);
     }
 
     /// The same initiation goes everywhere: the peer answers the first copy and takes the others for replays, so the
-    /// fastest path is selected.
-    pub(super) fn spray(&mut self, id: &NodeId, initiation: &[u8]) {
-        for candidate in self.candidates(id) {
-            self.out.transmit(candidate, initiation);
+    /// fastest path is selected. New keys over a path that is known to work need no more than that path.
+    pub(super) fn spray(&mut self, now: Instant, id: &NodeId, initiation: &[u8]) {
+        if let Some(dst) = self.sure_path(id) {
+            self.out.transmit(dst, initiation);
+            return;
+        }
+        for candidate in self.endpoints_of(id) {
+            self.out.transmit(Destination::Udp(candidate), initiation);
+        }
+        if let Some(relay) = self.relay_path(now, id) {
+            self.out.transmit(relay, initiation);
         }
     }
 
-    fn candidates(&self, id: &NodeId) -> Vec<SocketAddr> {
+    /// The path of a guided peer that was heard by it a moment ago.
+    fn sure_path(&self, id: &NodeId) -> Option<Destination> {
+        let control = self.peers.get(id)?;
+        let path = control.handle.path()?;
+        let heard_ms = path.heard_ms.load(Ordering::Relaxed);
+        let silent_ms = self.plane.shared.now_ms().saturating_sub(heard_ms);
+        let is_sure = control.handle.is_guided() && control.state().is_up();
+        (is_sure && u128::from(silent_ms) < SURE_FOR.as_millis()).then_some(path.dst)
+    }
+
+    fn endpoints_of(&self, id: &NodeId) -> Vec<SocketAddr> {
         let Some(control) = self.peers.get(id) else {
             return Vec::new();
         };
         let surroundings = self.plane.shared.surroundings();
-        surroundings.candidates(control.handle.endpoint(), &control.endpoints)
+        let last = control.handle.endpoint().or(control.last_direct);
+        surroundings.candidates(last, &control.endpoints)
     }
 
     pub(super) fn ensure_session(&mut self, now: Instant, id: &NodeId) -> bool {
@@ -111,6 +131,7 @@ impl Engine {
             met_at: None,
         };
         self.peers.set_live(id, Some(live));
+        self.begin_paths(id);
         true
     }
 
@@ -131,27 +152,34 @@ impl Engine {
             self.plane.indices.release(live.index);
         }
         self.peers.set_live(id, None);
-        self.peers.set_told_endpoint(id, None);
+        self.end_paths(id);
+        self.peers.set_told_path(id, None);
         self.peers.change(id, |state| state.on_lost()) == Some(true)
     }
 
     /// A peer begins a handshake.
-    pub(super) fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+    pub(super) fn on_initiation(&mut self, now: Instant, from: Destination, datagram: &[u8]) {
         if !self.identity.is_meant(datagram) {
             return;
         }
+        let source = source_addr(&from);
         if self.limiter.arrive(now) {
             let mut reply = [0; 64];
-            match self.identity.prove(from, datagram, &mut reply) {
+            match self.identity.prove(source, datagram, &mut reply) {
                 Proof::Given => {}
                 Proof::Missing(len) => return self.out.transmit(from, &reply[..len]),
                 Proof::Nonsense => return,
             }
         }
-        if !self.limiter.admit(now, from.ip()) {
+        if !self.limiter.admit(now, source.ip()) {
             return;
         }
         let initiator = self.identity.initiator(datagram);
+        if let Destination::Relay { peer, .. } = from
+            && initiator != Some(peer)
+        {
+            return;
+        }
         let Some(id) = initiator.and_then(|key| self.peers.by_key(&key)) else {
             return;
         };
@@ -167,7 +195,7 @@ impl Engine {
         let Some(session) = slot.session.as_mut() else {
             return;
         };
-        let len = match session.open(from.ip(), datagram, &mut reply) {
+        let len = match session.open(source.ip(), datagram, &mut reply) {
             Read::Reply(len) => len,
             Read::Old => {
                 drop(slot);
@@ -183,12 +211,21 @@ impl Engine {
         slot.unconfirmed.add(receiver, now_ms);
         drop(slot);
         // An initiation may be a replay from before this session: it moves no path that is there.
+        let is_sure = self.sure_path(&id) == Some(from);
         handle.suppose(from, now_ms);
         self.out.transmit(from, &reply[..len]);
+        // The copy by the relay comes too late to be answered, and this answer may get lost where nothing is proven.
+        if let (Destination::Udp(_), false) = (from, is_sure)
+            && let Some(relay) = self.relay_path(now, &id)
+        {
+            self.out.transmit(relay, &reply[..len]);
+        }
         if let Some(live) = self.peers.get(&id).and_then(|control| control.live) {
             let touched_at = now;
             self.peers.set_live(&id, Some(Live { touched_at, ..live }));
         }
+        self.on_seen(now, &id, from);
+        self.look(now, &id);
     }
 
     /// A peer begins a handshake with a stamp that is not newer than its newest. While it is heard, that is a copy by
@@ -216,14 +253,14 @@ impl Engine {
     pub(super) fn on_response(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Destination,
         datagram: &[u8],
         receiver: u32,
     ) {
         let Some(peer) = self.plane.indices.peer(receiver) else {
             return;
         };
-        if !self.identity.is_meant(datagram) || !self.admits_answer(now, from) {
+        if !self.identity.is_meant(datagram) || !self.admits_answer(now, &from) {
             return;
         }
         let now_ms = self.plane.shared.now_ms();
@@ -232,7 +269,8 @@ impl Engine {
         let Some(session) = slot.session.as_mut() else {
             return;
         };
-        let Read::Reply(len) = session.open(from.ip(), datagram, &mut confirmation) else {
+        let Read::Reply(len) = session.open(source_addr(&from).ip(), datagram, &mut confirmation)
+        else {
             return;
         };
         slot.agree(now_ms, true, peer.identity().wins_ties);
@@ -240,8 +278,9 @@ impl Engine {
         peer.traffic().note_received(now_ms, 0);
         peer.traffic().note_sent(now_ms, 0);
         peer.heard_from(from, now_ms);
+        self.on_proven(&peer.node(), from);
         self.out
-            .transmit(peer.endpoint().unwrap_or(from), &confirmation[..len]);
+            .transmit(peer.destination().unwrap_or(from), &confirmation[..len]);
         self.attend(now, &peer.node());
     }
 
@@ -249,37 +288,40 @@ impl Engine {
     pub(super) fn on_cookie(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Destination,
         datagram: &[u8],
         receiver: u32,
     ) {
         let Some(peer) = self.plane.indices.peer(receiver) else {
             return;
         };
-        if !self.admits_answer(now, from) {
+        if !self.admits_answer(now, &from) {
             return;
         }
         let mut unused = [0; HANDSHAKE_LEN_MAX];
         if let Some(session) = peer.slot().session.as_mut() {
-            let _ = session.open(from.ip(), datagram, &mut unused);
+            let _ = session.open(source_addr(&from).ip(), datagram, &mut unused);
         }
     }
 
     /// Whether an answer to this node may be worked on. Answers have a share of their own: whoever floods a node with
     /// initiations does not keep it from beginning handshakes itself.
-    fn admits_answer(&mut self, now: Instant, from: SocketAddr) -> bool {
+    fn admits_answer(&mut self, now: Instant, from: &Destination) -> bool {
         self.answers.arrive(now);
-        self.answers.admit(now, from.ip())
+        self.answers.admit(now, source_addr(from).ip())
     }
 
     /// Somebody uses a session that is not there, as a peer does when this node was restarted: a new one spares it the
     /// time to find out. A forged sender gets a peer a handshake that it did not need.
-    pub(super) fn on_unknown_session(&mut self, now: Instant, from: SocketAddr) {
+    pub(super) fn on_unknown_session(&mut self, now: Instant, from: Destination) {
         let is_idle =
             |control: &Control| !control.state().is_up() && control.state().retry_at().is_none();
-        let knows = |control: &Control| {
-            let mut endpoints = control.endpoints.iter();
-            endpoints.any(|endpoint| canonical(*endpoint) == from)
+        let knows = |control: &Control| match from {
+            Destination::Udp(from) => {
+                let mut endpoints = control.last_direct.iter().chain(&control.endpoints);
+                endpoints.any(|endpoint| canonical(*endpoint) == from)
+            }
+            Destination::Relay { peer, .. } => control.handle.identity().node_key == peer,
         };
         let found = self
             .peers
@@ -289,6 +331,19 @@ impl Engine {
         if let Some(id) = found {
             self.renew_session(now, &id);
         }
+    }
+
+    /// A peer is heard from elsewhere than the selected path.
+    pub(super) fn on_moved(&mut self, now: Instant, peer: &PeerHandle, from: Destination) {
+        let id = peer.node();
+        match from {
+            Destination::Udp(_) if peer.is_guided() => {
+                self.on_seen(now, &id, from);
+            }
+            Destination::Relay { relay, .. } => self.on_relay_heard(now, &id, relay),
+            Destination::Udp(_) => {}
+        }
+        self.attend(now, &id);
     }
 
     /// Looks after a peer whose session may have become ready: tells the daemon, sends what waits.
@@ -313,18 +368,17 @@ impl Engine {
         }
     }
 
-    fn tell_path(&mut self, id: &NodeId) {
+    pub(super) fn tell_path(&mut self, id: &NodeId) {
         let Some(control) = self.peers.get(id) else {
             return;
         };
-        let selected = control.handle.endpoint();
-        if let Some(endpoint) = selected.filter(|_| selected != control.told_endpoint) {
-            tracing::debug!(peer = %id, %endpoint, "path selected");
-            self.peers.set_told_endpoint(id, selected);
+        let selected = control.handle.destination();
+        let is_told = selected == control.told_path || !control.state().is_up();
+        if let Some(path) = selected.filter(|_| !is_told) {
+            tracing::debug!(peer = %id, ?path, "path selected");
+            self.peers.set_told_path(id, selected);
             let node = *id;
-            self.out
-                .events
-                .push_back(Event::PathChanged { node, endpoint });
+            self.out.events.push_back(Event::PathChanged { node, path });
         }
     }
 
@@ -334,9 +388,9 @@ impl Engine {
             let Some(packet) = packet else { return };
             let mut datagram = vec![0; (packet.len() + SEAL_OVERHEAD).max(SEAL_BUFFER_MIN)];
             let sealed = peer.seal().seal(&packet, &mut datagram);
-            match (sealed, peer.endpoint()) {
-                (Sealed::Datagram(len), Some(endpoint)) => {
-                    self.out.transmit(endpoint, &datagram[..len]);
+            match (sealed, peer.destination()) {
+                (Sealed::Datagram(len), Some(dst)) => {
+                    self.out.transmit(dst, &datagram[..len]);
                 }
                 // Back in the queue: the session went meanwhile.
                 (Sealed::Queued, _) => return,
@@ -351,8 +405,8 @@ impl Engine {
         let mut sealer = peer.seal();
         let sealed = sealer.seal(packet, &mut datagram);
         let event = sealer.finish();
-        if let (Sealed::Datagram(len), Some(endpoint)) = (sealed, peer.endpoint()) {
-            self.out.transmit(endpoint, &datagram[..len]);
+        if let (Sealed::Datagram(len), Some(dst)) = (sealed, peer.destination()) {
+            self.out.transmit(dst, &datagram[..len]);
         }
         if let Some(event) = event {
             self.on_plane(now, event);
@@ -361,7 +415,17 @@ impl Engine {
 
     /// The peer may be reached elsewhere: do not wait for the next try.
     pub(super) fn on_new_candidates(&mut self, now: Instant, id: &NodeId) {
-        let state = self.peers.get(id).map(|control| *control.state());
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let (state, endpoints) = (Some(*control.state()), control.endpoints.clone());
+        let told = self.judged(&endpoints);
+        if let Some(set) = self.sets.get_mut(id)
+            && set.tell(&told)
+        {
+            set.explore(self.plane.shared.now_ms());
+            self.look(now, id);
+        }
         if state.is_some_and(|state| state.retry_at().is_some()) {
             self.initiate(now, id);
         }
@@ -370,8 +434,15 @@ impl Engine {
     /// The underlay changed: every path is doubtful.
     pub(super) fn on_rebind(&mut self, now: Instant) {
         self.stun.restart(now);
+        self.relays.forget_latencies();
+        self.port_map.restart(now);
+        let now_ms = self.plane.shared.now_ms();
         let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
         for id in live {
+            if let Some(set) = self.sets.get_mut(&id) {
+                set.doubt_all(now_ms);
+                self.look(now, &id);
+            }
             let is_up = self
                 .peers
                 .get(&id)

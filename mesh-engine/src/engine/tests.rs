@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_proto::filter::Filter;
 use mesh_proto::id::{NetworkId, UserId, service_ipv4};
-use mesh_proto::key::{MachinePrivateKey, NodeKey, Purpose};
+use mesh_proto::key::{DiscoPrivateKey, MachinePrivateKey, NodeKey, Purpose};
 use mesh_proto::netmap::{NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
 
@@ -94,6 +94,8 @@ fn peer(n: u8) -> PeerEntry {
         ipv4: [10, 77, 1, n].into(),
         ipv6: NETWORK.ipv6_of(&id(n)),
         endpoints: vec![endpoint(n)],
+        disco_key: None,
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,
@@ -114,6 +116,7 @@ fn netmap(own: u8, other: u8) -> Netmap {
             service_ipv6: NETWORK.service_ipv6(),
             stun: vec![],
             coordinator_urls: vec![],
+            relays: vec![],
         },
         node: SelfNode {
             id: id(own),
@@ -135,6 +138,7 @@ fn engine(now: Instant, own: u8, other: u8) -> Engine {
     let config = EngineConfig {
         node_key: NodePrivateKey::from_bytes([own; 32]),
         node_id: id(own),
+        disco_key: DiscoPrivateKey::from_bytes([7; 32]),
         seed: [own; 32],
     };
     let mut engine = Engine::new(now, config);

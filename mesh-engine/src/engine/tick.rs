@@ -28,6 +28,7 @@ impl Engine {
         let mut has_internet_path = false;
         for id in live {
             self.tick_peer(now, &id, is_late);
+            self.tick_paths(now, &id);
             has_internet_path |= self.peers.get(&id).is_some_and(|control| {
                 control.state().is_up() && control.handle.path().is_some_and(|path| !path.is_lan)
             });
@@ -49,9 +50,9 @@ impl Engine {
         if slot.is_ready(now_ms) && owes_keepalive(&handle, now_ms) {
             let session = slot.session.as_mut();
             let sealed = session.and_then(|session| session.seal(&[], &mut datagram).ok());
-            if let (Some(len), Some(endpoint)) = (sealed, handle.endpoint()) {
+            if let (Some(len), Some(dst)) = (sealed, handle.destination()) {
                 handle.traffic().note_sent(now_ms, 0);
-                self.out.transmit(endpoint, &datagram[..len]);
+                self.out.transmit(dst, &datagram[..len]);
             }
         }
         let needs_renewal = needs_renewal(&handle, &slot, now_ms);
@@ -76,12 +77,12 @@ impl Engine {
             Tick::Initiation(len) => {
                 let at = self.now(now);
                 self.peers.change(id, |state| state.on_initiated(at));
-                self.spray(id, &datagram[..len]);
+                self.spray(now, id, &datagram[..len]);
             }
             Tick::Keepalive(len) => {
-                if let Some(endpoint) = handle.endpoint() {
+                if let Some(dst) = handle.destination() {
                     handle.traffic().note_sent(now_ms, 0);
-                    self.out.transmit(endpoint, &datagram[..len]);
+                    self.out.transmit(dst, &datagram[..len]);
                 }
             }
         }
@@ -107,6 +108,13 @@ impl Engine {
             } else {
                 self.end_session(id);
             }
+        }
+    }
+
+    /// A look at the paths of a peer whose session lives on.
+    fn tick_paths(&mut self, now: Instant, id: &NodeId) {
+        if self.sets.contains_key(id) {
+            self.look(now, id);
         }
     }
 

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
+use mesh_proto::id::RelayId;
+
 use crate::config::{REJECT_AFTER_MESSAGES, TICK};
-use crate::event::{DropReason, Opened, PlaneEvent, Sealed};
+use crate::event::{Destination, DropReason, Opened, PlaneEvent, Sealed};
 use crate::noise::{Kind, Read};
-use crate::path::canonical;
+use crate::path::{canonical, source_addr};
 use crate::peer::{PeerHandle, Slot};
 
 /// A locked session, for sealing. Keep it for a batch and no longer.
@@ -120,7 +122,7 @@ pub struct Opener<'a> {
     slot: MutexGuard<'a, Slot>,
     now_ms: u64,
     /// Who sent the last authentic datagram of the batch.
-    heard: Option<SocketAddr>,
+    heard: Option<Destination>,
     opened_len: usize,
     event: Option<PlaneEvent>,
 }
@@ -139,6 +141,16 @@ impl<'a> Opener<'a> {
 
     /// Opens one datagram into `out`, which must be as long as the datagram.
     pub fn open(&mut self, from: SocketAddr, datagram: &[u8], out: &mut [u8]) -> Opened {
+        self.open_from(Destination::Udp(canonical(from)), datagram, out)
+    }
+
+    /// The same for a datagram that came by a relay.
+    pub fn open_relayed(&mut self, relay: RelayId, datagram: &[u8], out: &mut [u8]) -> Opened {
+        let peer = self.peer.identity().node_key;
+        self.open_from(Destination::Relay { relay, peer }, datagram, out)
+    }
+
+    fn open_from(&mut self, from: Destination, datagram: &[u8], out: &mut [u8]) -> Opened {
         let opened = self.try_open(from, datagram, out);
         let opened = opened.unwrap_or_else(Opened::Dropped);
         if let Opened::Dropped(reason) = opened {
@@ -149,7 +161,7 @@ impl<'a> Opener<'a> {
 
     fn try_open(
         &mut self,
-        from: SocketAddr,
+        from: Destination,
         datagram: &[u8],
         out: &mut [u8],
     ) -> Result<Opened, DropReason> {
@@ -164,7 +176,7 @@ impl<'a> Opener<'a> {
             .session
             .as_mut()
             .ok_or(DropReason::UnknownSession)?;
-        let opened = match session.open(from.ip(), datagram, out) {
+        let opened = match session.open(source_addr(&from).ip(), datagram, out) {
             Read::Packet(len) => Opened::Packet(len),
             Read::Keepalive => Opened::Keepalive,
             // It is the peer all the same, and it is there.
@@ -180,8 +192,9 @@ impl<'a> Opener<'a> {
         // A batch comes from one endpoint nearly always.
         if self.heard != Some(from) {
             self.heard = Some(from);
-            if self.peer.heard_from(canonical(from), self.now_ms) && self.event.is_none() {
-                self.event = Some(PlaneEvent::PathMoved(self.peer.clone()));
+            if self.peer.heard_from(from, self.now_ms) && self.event.is_none() {
+                let peer = self.peer.clone();
+                self.event = Some(PlaneEvent::PathMoved { peer, from });
             }
         }
         if let Some(at_ms) = self.slot.unconfirmed.confirm(receiver) {

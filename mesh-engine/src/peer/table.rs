@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mesh_proto::id::NodeId;
-use mesh_proto::key::NodeKey;
+use mesh_proto::disco::DiscoSeal;
+use mesh_proto::id::{NodeId, RelayId};
+use mesh_proto::key::{DiscoKey, NodeKey};
 
+use crate::event::Destination;
 use crate::peer::PeerHandle;
 use crate::peer::state::State;
+
+/// Peers that may claim one disco key and still be heard.
+const N_SAME_DISCO_KEY_MAX: usize = 4;
 
 /// One peer of the control side.
 #[derive(Debug)]
@@ -18,7 +23,18 @@ pub(crate) struct Control {
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) expires_at_ms: Option<u64>,
     /// The path that the daemon was told last.
-    pub(crate) told_endpoint: Option<SocketAddr>,
+    pub(crate) told_path: Option<Destination>,
+    /// What its path discovery is sealed to.
+    pub(crate) disco_key: Option<DiscoKey>,
+    pub(crate) seal: Option<DiscoSeal>,
+    /// The relay that it listens on.
+    pub(crate) home_relay: Option<RelayId>,
+    /// The relay that it was heard by, and when.
+    pub(crate) relay_heard: Option<(RelayId, Instant)>,
+    /// Where it was when the last session ended.
+    pub(crate) last_direct: Option<SocketAddr>,
+    /// Pings answered in a stretch of time.
+    pub(crate) pings_answered: (u64, u32),
     /// Set while there is a session.
     pub(crate) live: Option<Live>,
     state: State,
@@ -44,7 +60,13 @@ impl Control {
             handle,
             endpoints,
             expires_at_ms,
-            told_endpoint: None,
+            told_path: None,
+            disco_key: None,
+            seal: None,
+            home_relay: None,
+            relay_heard: None,
+            last_direct: None,
+            pings_answered: (0, 0),
             live: None,
             state: State::Idle,
         }
@@ -63,6 +85,7 @@ pub(crate) struct Peers {
     live: BTreeSet<NodeId>,
     retries: BTreeSet<(Instant, NodeId)>,
     expiries: BTreeSet<(u64, NodeId)>,
+    by_disco: BTreeSet<(DiscoKey, NodeId)>,
 }
 
 impl Peers {
@@ -96,6 +119,9 @@ impl Peers {
         let node_key = control.handle.identity().node_key;
         if self.by_key.get(&node_key) == Some(id) {
             self.by_key.remove(&node_key);
+        }
+        if let Some(key) = control.disco_key {
+            self.by_disco.remove(&(key, *id));
         }
         self.live.remove(id);
         if let Some(at) = control.state.retry_at() {
@@ -134,9 +160,34 @@ impl Peers {
         }
     }
 
-    pub(crate) fn set_told_endpoint(&mut self, id: &NodeId, endpoint: Option<SocketAddr>) {
+    pub(crate) fn set_told_path(&mut self, id: &NodeId, path: Option<Destination>) {
         if let Some(control) = self.by_id.get_mut(id) {
-            control.told_endpoint = endpoint;
+            control.told_path = path;
+        }
+    }
+
+    /// For what no index depends on.
+    pub(crate) fn get_mut(&mut self, id: &NodeId) -> Option<&mut Control> {
+        self.by_id.get_mut(id)
+    }
+
+    /// The peers that say that a disco key is theirs, a few at most: only one of them can hold it.
+    pub(crate) fn by_disco(&self, key: &DiscoKey) -> Vec<NodeId> {
+        let (least, most) = ([0; 10], [0xff; 10]);
+        let range = (*key, NodeId::from_bytes(least))..=(*key, NodeId::from_bytes(most));
+        let found = self.by_disco.range(range).map(|(_, id)| *id);
+        found.take(N_SAME_DISCO_KEY_MAX).collect()
+    }
+
+    /// Another disco key is another run of the peer.
+    pub(crate) fn set_disco_key(&mut self, id: &NodeId, key: Option<DiscoKey>) {
+        if let Some(control) = self.by_id.get_mut(id) {
+            if let Some(old) = control.disco_key {
+                self.by_disco.remove(&(old, *id));
+            }
+            self.by_disco.extend(key.map(|key| (key, *id)));
+            control.disco_key = key;
+            control.seal = None;
         }
     }
 

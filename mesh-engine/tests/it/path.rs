@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_engine::{Event, Update};
+use mesh_engine::{Destination, Event, Update};
 use mesh_proto::stun::{binding_success, parse_request};
 
 use crate::session::one_user;
@@ -38,7 +38,7 @@ fn a_handshake_to_many_wrong_candidates_finds_the_right_one() {
     assert_eq!(n_initiations, 8);
     let told = Event::PathChanged {
         node: world.nodes[1].id,
-        endpoint: right,
+        path: Destination::Udp(right),
     };
     assert!(world.has_event(0, |event| *event == told));
 }
@@ -57,7 +57,7 @@ fn follows_a_peer_that_moves() {
     assert_eq!(world.endpoint(0, 1), Some(moved));
     let told = Event::PathChanged {
         node: world.nodes[1].id,
-        endpoint: moved,
+        path: Destination::Udp(moved),
     };
     assert!(world.has_event(0, |event| *event == told));
     world.send(0, &world.udp(0, 1, (1, 2), b"welcome"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_engine::{Event, Update};
+use mesh_engine::{Destination, Event, Update};
 use mesh_proto::id::UserId;
 use mesh_proto::key::NodePrivateKey;
 
@@ -232,13 +232,13 @@ fn a_ping_is_answered_through_the_tunnel() {
     let token = world.nodes[0].engine.ping(now, &b).unwrap();
     world.drain(0);
     world.run(SECOND);
-    let endpoint = Some(world.nodes[1].endpoints[0]);
+    let path = Some(Destination::Udp(world.nodes[1].endpoints[0]));
     let rtt = Duration::from_millis(40);
     let pong = Event::Pong {
         node: b,
         token,
         rtt,
-        endpoint,
+        path,
     };
     assert!(
         world.has_event(0, |event| *event == pong),
@@ -256,7 +256,7 @@ fn a_ping_is_answered_through_the_tunnel() {
         node: b,
         token,
         rtt,
-        endpoint,
+        path,
     };
     assert!(world.has_event(0, |event| *event == pong));
     let a = world.nodes[0].id;

@@ -11,7 +11,9 @@ use mesh_engine::{
 };
 use mesh_proto::filter::{Allow, Filter, FilterRule, PortRange, Source};
 use mesh_proto::id::{NodeId, Tag, UserId};
-use mesh_proto::key::{CoordinatorPrivateKey, MachinePrivateKey, NodePrivateKey, Purpose};
+use mesh_proto::key::{
+    CoordinatorPrivateKey, DiscoPrivateKey, MachinePrivateKey, NodePrivateKey, Purpose,
+};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
 
@@ -82,6 +84,7 @@ fn network() -> NetworkInfo {
         service_ipv6: id.service_ipv6(),
         stun: vec![],
         coordinator_urls: vec![],
+        relays: vec![],
     }
 }
 
@@ -108,6 +111,7 @@ impl World {
                 EngineConfig {
                     node_key: node_key.clone(),
                     node_id: id,
+                    disco_key: DiscoPrivateKey::from_bytes([n; 32]),
                     seed: key,
                 },
             );
@@ -164,6 +168,8 @@ impl World {
                         .told_endpoints
                         .clone()
                         .unwrap_or_else(|| node.endpoints.clone()),
+                    disco_key: None,
+                    home_relay: None,
                     expires_at_ms: None,
                     is_online: true,
                     last_seen_ms: None,
@@ -214,7 +220,9 @@ impl World {
     /// Takes all that an engine wants to say.
     pub(crate) fn drain(&mut self, idx: usize) {
         while let Some(transmit) = self.nodes[idx].engine.poll_transmit() {
-            self.transmit(idx, transmit.dst, transmit.bytes);
+            if let Some(dst) = transmit.dst.endpoint() {
+                self.transmit(idx, dst, transmit.bytes);
+            }
         }
         while let Some(event) = self.nodes[idx].engine.poll_event() {
             self.trace.push(format!("{:?} {idx} {event:?}", self.now));
@@ -396,7 +404,8 @@ impl World {
         stats
             .into_iter()
             .find(|stats| stats.node == id)
-            .and_then(|stats| stats.endpoint)
+            .and_then(|stats| stats.path)
+            .and_then(|path| path.endpoint())
     }
 
     pub(crate) fn has_event(&self, idx: usize, wanted: impl Fn(&Event) -> bool) -> bool {

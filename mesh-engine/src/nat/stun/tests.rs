@@ -18,10 +18,11 @@ fn run(stun: &mut Stun, start: Instant, from: u32, to: u32, answering: &[SocketA
         let now = start + STEP * tenth;
         for request in stun.handle_timeout(now, &mut seed) {
             times.push(tenth);
-            if answering.contains(&request.dst) {
+            let dst = request.dst.endpoint().unwrap();
+            if answering.contains(&dst) {
                 let id = parse_request(&request.bytes).unwrap();
                 let seen = "198.51.100.1:9".parse().unwrap();
-                stun.handle_udp(now, request.dst, &binding_success(&id, seen));
+                stun.handle_udp(now, dst, &binding_success(&id, seen));
             }
         }
     }

@@ -1,0 +1,15 @@
+//! The simulator: engines behind NATs, with relays, outages and weather, on one clock.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test may stop where it finds nonsense"
+)]
+
+mod faults;
+#[expect(dead_code, reason = "the scenarios of tests/it use the rest")]
+mod ip;
+mod lab;
+mod matrix;
+mod nat;
+mod random;
+mod scenario;
+mod underlay;
