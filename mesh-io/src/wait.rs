@@ -54,6 +54,52 @@ impl AsFd for Waker {
     }
 }
 
+/// Tells one thread that something waits for it, again and again. Rung while it rings, it costs no system call.
+#[derive(Debug)]
+pub struct Bell {
+    fd: OwnedFd,
+    is_ringing: AtomicBool,
+}
+
+impl Bell {
+    /// Opens one that is silent.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes no pointers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        Ok(Self {
+            fd: owned(fd)?,
+            is_ringing: AtomicBool::new(false),
+        })
+    }
+
+    /// Rings until it is answered. Whatever it is rung for must be there before.
+    pub fn ring(&self) {
+        if self.is_ringing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let one = 1_u64.to_ne_bytes();
+        // SAFETY: the pointer and the length are those of `one`. A full counter, the one thing that can go wrong, rings too.
+        unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Silences it; what it was rung for is there now.
+    pub fn answer(&self) {
+        let mut count = [0; 8];
+        // SAFETY: the pointer and the length are those of `count`. Nothing is read from one that is silent.
+        unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        self.is_ringing.swap(false, Ordering::AcqRel);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// What a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
@@ -262,6 +308,22 @@ mod tests {
             waker.wake().unwrap();
             assert_eq!(thread.join().unwrap().readable, 1 << 9);
         });
+    }
+
+    #[test]
+    fn a_bell_rings_until_it_is_answered() {
+        let (poller, bell) = (Poller::new().unwrap(), Bell::new().unwrap());
+        poller.add(bell.as_fd(), 0, Interest::Readable).unwrap();
+        assert_eq!(poller.wait(SOON).unwrap(), Ready::default());
+        for _ in 0..2 {
+            bell.ring();
+            bell.ring();
+            assert_eq!(poller.wait(None).unwrap().readable, 1);
+            bell.answer();
+            assert_eq!(poller.wait(SOON).unwrap(), Ready::default());
+        }
+        bell.answer();
+        assert_eq!(poller.wait(SOON).unwrap(), Ready::default());
     }
 
     #[test]
