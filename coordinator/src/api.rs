@@ -10,6 +10,7 @@ pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod proof;
 pub(crate) mod register;
+pub(crate) mod relays;
 pub(crate) mod users;
 
 use std::net::SocketAddr;
@@ -76,6 +77,8 @@ fn node_routes() -> OpenApiRouter<App> {
         .routes(routes!(node::beat))
         .routes(routes!(node::rotate))
         .routes(routes!(node::logout))
+        .routes(routes!(relays::register))
+        .routes(routes!(relays::members))
 }
 
 fn operator_routes() -> OpenApiRouter<App> {
@@ -86,6 +89,8 @@ fn operator_routes() -> OpenApiRouter<App> {
         .routes(routes!(users::rename, users::delete))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::change, nodes::delete))
+        .routes(routes!(relays::create, relays::list))
+        .routes(routes!(relays::delete))
         .routes(routes!(api_keys::create, api_keys::list))
         .routes(routes!(api_keys::delete))
         .routes(routes!(health::health))

@@ -41,6 +41,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: UserCommand,
     },
+    /// Run a relay alone, or let relays in and list them where the coordinator runs.
+    Relay(RelayArgs),
     /// Tell how the coordinator fares; exits 0 only when all is well.
     Health(Access),
     /// Print a completion script for a shell.
@@ -89,6 +91,12 @@ pub(crate) struct ServeArgs {
     /// The user that the first run makes [default: admin]
     #[arg(long, value_name = "NAME")]
     user: Option<UserName>,
+    /// Whether to carry sealed packets between nodes that have no direct path [default: true]
+    #[arg(long, value_name = "BOOL")]
+    relay: Option<bool>,
+    /// Megabits a second that each node may send through the relay; 0 for any [default: 0]
+    #[arg(long, value_name = "MBIT")]
+    relay_rate_mbit: Option<u64>,
 }
 
 impl ServeArgs {
@@ -107,8 +115,68 @@ impl ServeArgs {
             node_key_expiry_days: self.node_key_expiry_days,
             ephemeral_timeout_seconds: self.ephemeral_timeout_seconds,
             user: self.user,
+            relay: self.relay,
+            relay_rate_mbit: self.relay_rate_mbit,
         }
     }
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct RelayArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RelayCommand>,
+    #[command(flatten)]
+    pub(crate) run: RelayRunArgs,
+}
+
+/// A relay that runs alone.
+#[derive(Debug, Args)]
+pub(crate) struct RelayRunArgs {
+    /// The key that `coordinator relay add` printed; only the first run needs it
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "PROXIMA_RELAY_KEY",
+        hide_env_values = true
+    )]
+    pub(crate) auth_key: Option<String>,
+    /// TCP address to listen on; repeatable [default: 0.0.0.0:7443 and [::]:7443]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Public URL by which nodes reach it; repeatable [default: this machine's addresses]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Vec<String>,
+    /// UDP address that answers STUN; repeatable [default: as --listen, and one port higher]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) stun: Vec<SocketAddr>,
+    /// Where its key and what it knows are kept
+    #[arg(long, value_name = "DIR", default_value = coordinator::RELAY_STATE_DIR)]
+    pub(crate) state_dir: PathBuf,
+    /// Megabits a second that each node may send; 0 for any
+    #[arg(long, value_name = "MBIT", default_value_t = 0)]
+    pub(crate) rate_mbit: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RelayCommand {
+    /// Let a relay in: prints the key for its first run.
+    Add {
+        name: NodeName,
+        /// How long the key is valid, such as 30m, 12h, 7d [default: 1h]
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+        ttl: Option<u64>,
+        #[command(flatten)]
+        access: Access,
+    },
+    /// List relays that stand alone.
+    List(Access),
+    /// Remove a relay: nodes use it no more, and it serves nobody.
+    Remove {
+        name: NodeName,
+        #[command(flatten)]
+        access: Access,
+    },
 }
 
 /// How an operator's command reaches the coordinator, and how it prints.

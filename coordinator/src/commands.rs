@@ -4,6 +4,7 @@ pub(crate) mod health;
 pub(crate) mod key;
 pub(crate) mod manual;
 pub(crate) mod node;
+pub(crate) mod relay;
 pub(crate) mod serve;
 pub(crate) mod user;
 

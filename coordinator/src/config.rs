@@ -18,6 +18,8 @@ pub const PORT: u16 = 7443;
 pub const STATE_DIR: &str = "/var/lib/proxima-coordinator";
 
 const SECONDS_A_DAY: u64 = 24 * 3600;
+/// For limits that people give in megabits.
+pub const BYTES_PER_MEGABIT: u64 = 125_000;
 
 /// The file, and the flags in the same form. Every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -45,6 +47,10 @@ pub struct ConfigFile {
     pub ephemeral_timeout_seconds: Option<u64>,
     /// The user that the first run makes.
     pub user: Option<UserName>,
+    /// Whether it carries packets between nodes that have no direct path.
+    pub relay: Option<bool>,
+    /// How many megabits a second each node may send through the relay; 0 for any.
+    pub relay_rate_mbit: Option<u64>,
 }
 
 /// What the coordinator runs on.
@@ -74,6 +80,10 @@ pub struct Settings {
     pub ephemeral_ttl: Duration,
     /// The first user.
     pub user: UserName,
+    /// Whether it is a relay too.
+    pub is_relay: bool,
+    /// How many bytes a second each node may send through the relay; 0 for any.
+    pub relay_bytes_per_second: u64,
     /// How long nodes count as online after a start.
     pub start_grace: Duration,
 }
@@ -107,6 +117,8 @@ impl ConfigFile {
                 .ephemeral_timeout_seconds
                 .or(other.ephemeral_timeout_seconds),
             user: self.user.or(other.user),
+            relay: self.relay.or(other.relay),
+            relay_rate_mbit: self.relay_rate_mbit.or(other.relay_rate_mbit),
         }
     }
 
@@ -134,23 +146,11 @@ impl ConfigFile {
             );
         }
         let urls = self.url.unwrap_or_default();
-        for url in &urls {
-            if url.len() > 255 || host_of(url).is_none() {
-                bail!(
-                    "`url` must be https://HOST or https://HOST:PORT with nothing behind it: {url}"
-                );
-            }
-        }
+        check_urls(&urls)?;
         if self.listen.as_ref().is_some_and(Vec::is_empty) {
             bail!("`listen` must name an address, such as 0.0.0.0:{PORT}");
         }
         let is_listen_default = self.listen.is_none();
-        let default_listen = || {
-            vec![
-                SocketAddr::from(([0, 0, 0, 0], PORT)),
-                SocketAddr::from(([0_u16; 8], PORT)),
-            ]
-        };
         let state_dir = self.state_dir.unwrap_or_else(|| STATE_DIR.into());
         let expiry_days = self.node_key_expiry_days.unwrap_or(180);
         let expiry = Duration::from_secs(expiry_days.saturating_mul(SECONDS_A_DAY));
@@ -170,9 +170,36 @@ impl ConfigFile {
                 Some(user) => user,
                 None => "admin".parse()?,
             },
+            is_relay: self.relay.unwrap_or(true),
+            relay_bytes_per_second: self
+                .relay_rate_mbit
+                .unwrap_or(0)
+                .saturating_mul(BYTES_PER_MEGABIT),
             start_grace: Duration::from_secs(10),
         })
     }
+}
+
+/// All addresses of the machine at the usual port.
+#[must_use]
+pub fn default_listen() -> Vec<SocketAddr> {
+    vec![
+        SocketAddr::from(([0, 0, 0, 0], PORT)),
+        SocketAddr::from(([0_u16; 8], PORT)),
+    ]
+}
+
+/// Checks public URLs.
+///
+/// # Errors
+/// When one is not `https://HOST` or `https://HOST:PORT`.
+pub fn check_urls(urls: &[String]) -> anyhow::Result<()> {
+    for url in urls {
+        if url.len() > 255 || host_of(url).is_none() {
+            bail!("`url` must be https://HOST or https://HOST:PORT with nothing behind it: {url}");
+        }
+    }
+    Ok(())
 }
 
 /// The host of a coordinator's URL; `None` when it is not `https://HOST[:PORT]`.

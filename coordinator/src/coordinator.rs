@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use mesh_proto::id::{NodeId, UserId, UserName};
-use mesh_proto::key::CoordinatorPrivateKey;
-use tokio::sync::{Mutex, mpsc};
+use mesh_proto::id::{NodeId, NodeName, UserId, UserName};
+use mesh_proto::key::{CoordinatorPrivateKey, MachineKey};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,13 +17,20 @@ use crate::clock::{to_ms, unix_ms};
 use crate::map::hub::Hub;
 use crate::map::stream::{self, Line};
 use crate::metrics;
-use crate::state::State;
-use crate::store::{NodeChange, NodeRecord, Registration, Store, StoreError, UserRecord};
+use crate::relay::feed;
+use crate::relay::members::Members;
+use crate::state::{State, Told};
+use crate::store::{
+    NewRelayRecord, NodeChange, NodeRecord, Registration, RelayAnswer, RelayRecord, Store,
+    StoreError, UserRecord,
+};
 
 /// How often time is looked at: a host without beats is noticed this much after its deadline.
 const TICK: Duration = Duration::from_millis(250);
 /// How often presence goes into the store.
 const KEEP_PRESENCE_EVERY: Duration = Duration::from_secs(5);
+/// How long the relay's members stand before the mesh is looked at again.
+const MEMBERS_REST: Duration = Duration::from_millis(50);
 /// Keys that ended this long ago are forgotten.
 const FORGET_KEYS_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -54,6 +61,8 @@ pub(crate) struct Coordinator {
     started: Instant,
     is_store_well: AtomicBool,
     is_stopping: AtomicBool,
+    members: watch::Sender<Arc<Members>>,
+    stopping: CancellationToken,
     /// Writes and streams in progress. They go on when the asking connection goes away.
     tasks: TaskTracker,
 }
@@ -78,6 +87,8 @@ impl Coordinator {
             writer: Mutex::new(false),
             is_store_well: AtomicBool::new(true),
             is_stopping: AtomicBool::new(false),
+            members: watch::Sender::new(Arc::default()),
+            stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
     }
@@ -174,7 +185,8 @@ impl Coordinator {
     pub(crate) async fn reload(&self) -> Result<(), StoreError> {
         let users = self.store.list_users().await?;
         let nodes = self.store.list_nodes().await?;
-        self.change(|state, now, now_ms| state.reload(users, nodes, now, now_ms));
+        let relays = self.store.list_relays().await?;
+        self.change(|state, now, now_ms| state.reload(users, nodes, relays, now, now_ms));
         Ok(())
     }
 
@@ -254,9 +266,64 @@ impl Coordinator {
         .await
     }
 
+    pub(crate) async fn insert_relay(
+        self: &Arc<Self>,
+        relay: NewRelayRecord,
+    ) -> Result<RelayRecord, StoreError> {
+        self.write(
+            |this| async move { this.store.insert_relay(&relay).await },
+            |state, relay: &RelayRecord, _, _| state.put_relay(relay.clone()),
+        )
+        .await
+    }
+
+    pub(crate) async fn register_relay(
+        self: &Arc<Self>,
+        answer: RelayAnswer,
+    ) -> Result<RelayRecord, StoreError> {
+        self.write(
+            |this| async move { this.store.register_relay(&answer).await },
+            |state, relay: &RelayRecord, _, _| state.put_relay(relay.clone()),
+        )
+        .await
+    }
+
+    pub(crate) async fn delete_relay(self: &Arc<Self>, name: NodeName) -> Result<(), StoreError> {
+        let gone = name.clone();
+        self.write(
+            |this| async move { this.store.delete_relay(&name).await },
+            move |state, (), _, _| state.remove_relay(&gone),
+        )
+        .await
+    }
+
+    /// Opens a relay's stream of members.
+    pub(crate) fn open_members(self: &Arc<Self>, relay: MachineKey) -> mpsc::Receiver<Line> {
+        let (lines, receiver) = mpsc::channel(stream::N_FRAMES_QUEUED);
+        let (version, members) = (self.hub.version(), self.members.subscribe());
+        self.tasks
+            .spawn(feed::run(Arc::clone(self), relay, version, members, lines));
+        receiver
+    }
+
+    /// Who may use relays, as it changes.
+    pub(crate) fn members(&self) -> watch::Receiver<Arc<Members>> {
+        self.members.subscribe()
+    }
+
+    /// Ends when the coordinator stops.
+    pub(crate) async fn stopping(&self) {
+        self.stopping.cancelled().await;
+    }
+
     /// A host lives.
     pub(crate) fn on_beat(&self, id: &NodeId) {
         self.change(|state, now, now_ms| state.on_beat(id, now, now_ms));
+    }
+
+    /// A node told of its present run.
+    pub(crate) fn on_told(&self, id: &NodeId, told: Told) {
+        self.change(|state, _, _| state.on_told(id, told));
     }
 
     pub(crate) fn on_stream_opened(&self, id: &NodeId) {
@@ -283,6 +350,32 @@ impl Coordinator {
         self.tasks
             .spawn(stream::run(Arc::clone(self), id, resume, place, lines));
         receiver
+    }
+
+    /// Tells relays, this one and others, who is in the mesh, until told to stop.
+    pub(crate) async fn keep_members(self: Arc<Self>, stop: CancellationToken) {
+        let mut version = self.hub.version();
+        loop {
+            version.borrow_and_update();
+            let newest = self.read(State::members);
+            self.members.send_if_modified(|known| {
+                let is_changed = **known != newest;
+                if is_changed {
+                    *known = Arc::new(newest);
+                }
+                is_changed
+            });
+            // At once after a change, and then a while of rest: hosts that beat change the mesh all the time.
+            let next = async {
+                tokio::time::sleep(MEMBERS_REST).await;
+                version.changed().await
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = next => if changed.is_err() { return },
+            }
+        }
     }
 
     /// When a node that registers at a time expires.
@@ -364,6 +457,7 @@ impl Coordinator {
     pub(crate) async fn stop(&self, patience: Duration) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.keep_presence().await;
+        self.stopping.cancel();
         self.hub.end_all();
         self.tasks.close();
         if tokio::time::timeout(patience, self.tasks.wait())

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             Command::Key { command } => commands::key::run(command).await,
             Command::Node { command } => commands::node::run(command).await,
             Command::User { command } => commands::user::run(command).await,
+            Command::Relay(args) => commands::relay::run(args).await,
             Command::Health(access) => commands::health::run(access).await,
             Command::Completions { shell } => commands::manual::completions(shell),
             Command::Man => commands::manual::man(),

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use mesh_proto::relay::Denial;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
@@ -14,6 +15,12 @@ const REQUESTS: &str = "coordinator_requests_total";
 const STORE_ERRORS: &str = "coordinator_store_errors_total";
 const STUN_ANSWERS: &str = "coordinator_stun_answers_total";
 const CONNECTIONS: &str = "coordinator_connections";
+const RELAY_CLIENTS: &str = "coordinator_relay_clients";
+const RELAY_QUEUED_BYTES: &str = "coordinator_relay_queued_bytes";
+const RELAY_BYTES: &str = "coordinator_relay_bytes_total";
+const RELAY_DATAGRAMS: &str = "coordinator_relay_datagrams_total";
+const RELAY_DROPS: &str = "coordinator_relay_drops_total";
+const RELAY_REFUSED: &str = "coordinator_relay_refused_total";
 
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
@@ -39,6 +46,24 @@ pub(crate) fn init() {
         );
         describe_counter!(STUN_ANSWERS, "STUN binding requests answered.");
         describe_gauge!(CONNECTIONS, "Open connections.");
+        describe_gauge!(RELAY_CLIENTS, "Connections of nodes to the relay.");
+        describe_gauge!(RELAY_QUEUED_BYTES, "Bytes that wait in the relay.");
+        describe_counter!(
+            RELAY_BYTES,
+            "Bytes of sealed datagrams that the relay took in."
+        );
+        describe_counter!(RELAY_DATAGRAMS, "Sealed datagrams that the relay took in.");
+        describe_counter!(
+            RELAY_DROPS,
+            "Datagrams that the relay dropped, by reason: full, not_here."
+        );
+        describe_counter!(
+            RELAY_REFUSED,
+            "Nodes that the relay turned away, by reason: not_registered, bad_proof, version, full."
+        );
+        counter!(RELAY_BYTES).increment(0);
+        counter!(RELAY_DATAGRAMS).increment(0);
+        gauge!(RELAY_CLIENTS).increment(0.0);
         counter!(STORE_ERRORS).increment(0);
         counter!(STUN_ANSWERS).increment(0);
         gauge!(MAP_STREAMS).increment(0.0);
@@ -101,4 +126,36 @@ pub(crate) fn connection_opened() {
 
 pub(crate) fn connection_closed() {
     gauge!(CONNECTIONS).decrement(1.0);
+}
+
+pub(crate) fn relay_client_entered() {
+    gauge!(RELAY_CLIENTS).increment(1.0);
+}
+
+pub(crate) fn relay_client_left() {
+    gauge!(RELAY_CLIENTS).decrement(1.0);
+}
+
+pub(crate) fn relay_queued(n_bytes: usize) {
+    gauge!(RELAY_QUEUED_BYTES).set(n_bytes as f64);
+}
+
+pub(crate) fn relay_forwarded(n_datagrams: usize, n_bytes: usize) {
+    counter!(RELAY_DATAGRAMS).increment(n_datagrams as u64);
+    counter!(RELAY_BYTES).increment(n_bytes as u64);
+}
+
+pub(crate) fn relay_dropped(reason: &'static str, n_datagrams: usize) {
+    counter!(RELAY_DROPS, "reason" => reason).increment(n_datagrams as u64);
+}
+
+pub(crate) fn relay_refused(reason: Denial) {
+    let reason = match reason {
+        Denial::NotRegistered => "not_registered",
+        Denial::BadProof => "bad_proof",
+        Denial::Version => "version",
+        Denial::Full => "full",
+        Denial::Other(_) => "other",
+    };
+    counter!(RELAY_REFUSED, "reason" => reason).increment(1);
 }

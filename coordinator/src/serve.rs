@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use mesh_proto::admin::{CreatedAuthKey, NewAuthKey};
-use mesh_proto::id::{NetworkId, service_ipv4};
+use mesh_proto::auth_key::pin_of;
+use mesh_proto::id::{NetworkId, RelayId, service_ipv4};
 use mesh_proto::netmap::NetworkInfo;
+use mesh_proto::relay::{Pin, RelayEntry};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,7 @@ use crate::auth::nonce::Nonces;
 use crate::clock::unix_ms;
 use crate::config::{Settings, host_of};
 use crate::coordinator::{Coordinator, Rules};
+use crate::relay::{self, Relay};
 use crate::server::{self, Shared};
 use crate::state::State;
 use crate::state_dir::StateDir;
@@ -72,10 +75,15 @@ impl Server {
             .await
             .context("cannot open the mesh")?;
         check(&mesh, network_id, &settings)?;
-        let (listeners, addresses) = listen(&settings)?;
-        let (stun_sockets, stun) = open_stun(&settings, &addresses)?;
+        let (listeners, addresses) = server::listen(&settings.listen, settings.is_listen_default)?;
+        let (stun_sockets, stun) = bind_all(settings.stun.as_deref(), &addresses)?;
         let urls = if settings.urls.is_empty() {
-            find_urls(&addresses, &local_addr::list(), &mesh)
+            // A machine that is also a node has overlay addresses: who is to join cannot reach those yet.
+            let is_overlay = |ip: &IpAddr| match ip {
+                IpAddr::V4(ip) => mesh.ipv4_pool.contains(ip),
+                IpAddr::V6(ip) => mesh.network_id.ipv6_prefix().contains(ip),
+            };
+            find_urls(&addresses, &local_addr::list(), is_overlay)
         } else {
             settings.urls.clone()
         };
@@ -85,6 +93,11 @@ impl Server {
             None => Tls::own(key.clone(), hosts.clone())?,
         };
 
+        let public_stun = public_stun(&hosts, &stun).await;
+        let pin = Pin::from_bytes(pin_of(&key.public()));
+        let own_relay = settings
+            .is_relay
+            .then(|| own_relay(pin, &urls, &public_stun));
         let network = NetworkInfo {
             id: mesh.network_id,
             suffix: settings.suffix.clone(),
@@ -92,8 +105,9 @@ impl Server {
             ipv6_prefix: mesh.network_id.ipv6_prefix(),
             service_ipv4: service_ipv4(mesh.ipv4_pool),
             service_ipv6: mesh.network_id.service_ipv6(),
-            stun: public_stun(&hosts, &stun).await,
+            stun: public_stun,
             coordinator_urls: urls.clone(),
+            relays: own_relay.into_iter().flatten().collect(),
         };
         let now = Instant::now();
         let state = State::new(network, mesh.epoch, now + settings.start_grace);
@@ -116,8 +130,24 @@ impl Server {
             tasks: TaskTracker::new(),
             _state_dir: state_dir,
         };
-        server.run(listeners, stun_sockets, &tls)?;
+        let relay = settings
+            .is_relay
+            .then(|| server.relay(pin, settings.relay_bytes_per_second));
+        server.run(listeners, stun_sockets, &tls, relay)?;
         Ok(server)
+    }
+
+    /// The relay of this coordinator, with the task that it needs.
+    fn relay(&self, pin: Pin, bytes_per_second: u64) -> Arc<Relay> {
+        let relay = Relay::new(
+            pin,
+            bytes_per_second,
+            self.coordinator.members(),
+            self.stop.clone(),
+            self.tasks.clone(),
+        );
+        self.tasks.spawn(Arc::clone(&relay).keep());
+        relay
     }
 
     fn run(
@@ -125,9 +155,14 @@ impl Server {
         listeners: Vec<TcpListener>,
         stun_sockets: Vec<UdpSocket>,
         tls: &Arc<Tls>,
+        relay: Option<Arc<Relay>>,
     ) -> anyhow::Result<()> {
+        let mut router = api::router(Arc::clone(&self.coordinator));
+        if let Some(relay) = relay {
+            router = router.merge(relay::router(relay));
+        }
         let shared = Shared {
-            router: api::router(Arc::clone(&self.coordinator)),
+            router,
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
         };
@@ -147,6 +182,8 @@ impl Server {
         }
         self.tasks
             .spawn(Arc::clone(&self.coordinator).keep_time(self.stop.clone()));
+        self.tasks
+            .spawn(Arc::clone(&self.coordinator).keep_members(self.stop.clone()));
         self.tasks
             .spawn(keep_tls_fresh(Arc::clone(tls), self.stop.clone()));
         Ok(())
@@ -203,54 +240,50 @@ impl Server {
     }
 }
 
-fn listen(settings: &Settings) -> anyhow::Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
-    let mut listeners = Vec::new();
-    let mut addresses = Vec::new();
-    for address in &settings.listen {
-        match server::bind_tcp(*address) {
-            Ok(listener) => {
-                addresses.push(listener.local_addr()?);
-                listeners.push(listener);
-            }
-            Err(err)
-                if settings.is_listen_default && address.is_ipv6() && !addresses.is_empty() =>
-            {
-                tracing::debug!(%err, "no IPv6 here; listening on IPv4 alone");
-            }
-            Err(err) => {
-                return Err(err).with_context(|| {
-                    format!("cannot listen on {address} (TCP); choose another address or port with --listen")
-                });
-            }
-        }
-    }
-    Ok((listeners, addresses))
-}
-
-fn open_stun(
-    settings: &Settings,
+/// Opens the sockets for STUN: those that are named, or two ports beside each TCP address.
+pub(crate) fn bind_all(
+    named: Option<&[SocketAddr]>,
     tcp: &[SocketAddr],
 ) -> anyhow::Result<(Vec<UdpSocket>, Vec<SocketAddr>)> {
-    let wanted = settings.stun.clone().unwrap_or_else(|| tcp.to_vec());
     let mut sockets = Vec::new();
-    let mut addresses = Vec::new();
-    for address in wanted {
-        let socket = server::bind_udp(address).with_context(|| {
+    for address in named.unwrap_or(tcp) {
+        let socket = server::bind_udp(*address).with_context(|| {
             format!("cannot open {address} (UDP) for STUN; choose another one with --stun")
         })?;
-        addresses.push(socket.local_addr()?);
         sockets.push(socket);
     }
+    if named.is_none() {
+        // A node that asks two ports of one address learns whether its NAT gives each destination another port.
+        let second = |address: &SocketAddr| {
+            let port = address.port().checked_add(1)?;
+            server::bind_udp(SocketAddr::new(address.ip(), port)).ok()
+        };
+        sockets.extend(tcp.iter().filter_map(second));
+    }
+    let addresses = sockets.iter().map(UdpSocket::local_addr);
+    let addresses = addresses.collect::<Result<_, _>>()?;
     Ok((sockets, addresses))
 }
 
+/// The coordinator's own relay as the netmap names it; `None` without a URL to reach it by.
+fn own_relay(pin: Pin, urls: &[String], stun: &[SocketAddr]) -> Option<RelayEntry> {
+    let first = urls.first()?;
+    Some(RelayEntry {
+        id: RelayId::of(pin.as_bytes(), first),
+        name: host_of(first).unwrap_or_default(),
+        urls: urls.to_vec(),
+        pin,
+        udp: vec![],
+        stun: stun.to_vec(),
+    })
+}
+
 /// The URLs of a machine whose operator named none: its addresses that are not loopback, where it listens on them all.
-fn find_urls(listening: &[SocketAddr], own: &[IpAddr], mesh: &MeshRecord) -> Vec<String> {
-    // A machine that is also a node has overlay addresses: who is to join cannot reach those yet.
-    let is_overlay = |ip: &IpAddr| match ip {
-        IpAddr::V4(ip) => mesh.ipv4_pool.contains(ip),
-        IpAddr::V6(ip) => mesh.network_id.ipv6_prefix().contains(ip),
-    };
+pub(crate) fn find_urls(
+    listening: &[SocketAddr],
+    own: &[IpAddr],
+    is_overlay: impl Fn(&IpAddr) -> bool,
+) -> Vec<String> {
     let mut urls = Vec::new();
     for address in listening {
         if !address.ip().is_unspecified() {
@@ -271,7 +304,7 @@ fn find_urls(listening: &[SocketAddr], own: &[IpAddr], mesh: &MeshRecord) -> Vec
 }
 
 /// Where nodes find our STUN: the public hosts at the ports that are open for it.
-async fn public_stun(hosts: &[String], open: &[SocketAddr]) -> Vec<SocketAddr> {
+pub(crate) async fn public_stun(hosts: &[String], open: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut ips: Vec<IpAddr> = Vec::new();
     for host in hosts {
         match host.parse() {
@@ -293,14 +326,15 @@ async fn public_stun(hosts: &[String], open: &[SocketAddr]) -> Vec<SocketAddr> {
     }
     let mut public = Vec::new();
     for ip in ips {
-        let port = open.iter().find(|open| {
+        let ports = open.iter().filter(|open| {
             open.is_ipv4() == ip.is_ipv4()
                 && (open.ip().is_unspecified() || open.ip() == ip || !ip.is_loopback())
         });
-        if let Some(open) = port
-            && !public.contains(&SocketAddr::new(ip, open.port()))
-        {
-            public.push(SocketAddr::new(ip, open.port()));
+        for open in ports {
+            let address = SocketAddr::new(ip, open.port());
+            if !public.contains(&address) {
+                public.push(address);
+            }
         }
     }
     public
@@ -345,7 +379,7 @@ async fn found(
     }
 }
 
-async fn keep_tls_fresh(tls: Arc<Tls>, stop: CancellationToken) {
+pub(crate) async fn keep_tls_fresh(tls: Arc<Tls>, stop: CancellationToken) {
     loop {
         tokio::select! {
             biased;
@@ -368,11 +402,10 @@ mod tests {
     #[test]
     fn urls_hold_no_address_of_the_overlay() {
         let network_id = NetworkId::from_bytes([0xab; 16]);
-        let mesh = MeshRecord {
-            network_id,
-            ipv4_pool: network_id.default_ipv4_pool(),
-            epoch: 1,
-            is_new: false,
+        let pool = network_id.default_ipv4_pool();
+        let is_overlay = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => pool.contains(ip),
+            IpAddr::V6(ip) => network_id.ipv6_prefix().contains(ip),
         };
         let own = [
             "10.171.1.1",
@@ -382,12 +415,15 @@ mod tests {
         ]
         .map(|ip| ip.parse().unwrap());
         let listening = ["0.0.0.0:7443", "[::]:7443"].map(|address| address.parse().unwrap());
-        let urls = find_urls(&listening, &own, &mesh);
+        let urls = find_urls(&listening, &own, is_overlay);
         assert_eq!(
             urls,
             ["https://192.0.2.7:7443", "https://[2001:db8::7]:7443"]
         );
         let one = ["10.171.1.1:7443".parse().unwrap()];
-        assert_eq!(find_urls(&one, &own, &mesh), ["https://10.171.1.1:7443"]);
+        assert_eq!(
+            find_urls(&one, &own, is_overlay),
+            ["https://10.171.1.1:7443"]
+        );
     }
 }

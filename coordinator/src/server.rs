@@ -25,6 +25,7 @@ use tower::ServiceExt as _;
 
 use crate::api::Origin;
 use crate::metrics;
+use crate::read_ahead::ReadAhead;
 
 const N_CONNECTIONS_MAX: usize = 16_384;
 const N_LOCAL_CONNECTIONS_MAX: usize = 64;
@@ -36,6 +37,8 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection may stay unacknowledged before the kernel gives it up.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// What may wait in the kernel beyond what is under way: the rest waits where the relay can put it in order.
+const UNSENT_MAX: u32 = 256 << 10;
 
 /// What every connection needs.
 #[derive(Clone)]
@@ -45,11 +48,37 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
 }
 
-/// Listens on a TCP address. An IPv6 one leaves IPv4 alone, so that both can be listened on at one port.
-pub(crate) fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on one TCP address. An IPv6 one leaves IPv4 alone, so that both can be listened on at one port.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = bind(address, Type::STREAM, Protocol::TCP)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Listens on TCP addresses. Where they are the default, the IPv6 one may be missing.
+pub(crate) fn listen(
+    wanted: &[SocketAddr],
+    is_default: bool,
+) -> anyhow::Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for address in wanted {
+        match bind_tcp(*address) {
+            Ok(listener) => {
+                addresses.push(listener.local_addr()?);
+                listeners.push(listener);
+            }
+            Err(err) if is_default && address.is_ipv6() && !addresses.is_empty() => {
+                tracing::debug!(%err, "no IPv6 here; listening on IPv4 alone");
+            }
+            Err(err) => {
+                return Err(err).with_context(|| {
+                    format!("cannot listen on {address} (TCP); choose another address or port with --listen")
+                });
+            }
+        }
+    }
+    Ok((listeners, addresses))
 }
 
 /// Opens a UDP address.
@@ -113,7 +142,7 @@ pub(crate) async fn serve_tls(shared: Shared, listener: TcpListener, tls: TlsAcc
             notice_death(&stream);
             let handshake = tokio::select! {
                 () = shared_here.stop.cancelled() => return,
-                handshake = tokio::time::timeout(TLS_DEADLINE, tls.accept(stream)) => handshake,
+                handshake = tokio::time::timeout(TLS_DEADLINE, tls.accept(ReadAhead::new(stream))) => handshake,
             };
             if let Ok(Ok(stream)) = handshake {
                 serve_connection(shared_here, TokioIo::new(stream), Origin::Remote(from)).await;
@@ -175,7 +204,8 @@ fn notice_death(stream: &TcpStream) {
     let set = stream
         .set_nodelay(true)
         .and_then(|()| socket.set_tcp_keepalive(&keepalive))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)));
+        .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)))
+        .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT_MAX));
     if let Err(err) = set {
         tracing::debug!(%err, "cannot set keepalive on a connection");
     }
@@ -203,7 +233,7 @@ where
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_DEADLINE)
         .max_concurrent_streams(N_STREAMS_MAX);
-    let connection = builder.serve_connection(io, service);
+    let connection = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

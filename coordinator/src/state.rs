@@ -9,18 +9,30 @@ pub(crate) mod presence;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use mesh_proto::id::{NodeId, NodeName, UserId, UserName};
+use mesh_proto::auth_key::pin_of;
+use mesh_proto::id::{NodeId, NodeName, RelayId, UserId, UserName};
+use mesh_proto::key::{CoordinatorKey, DiscoKey, MachineKey};
 use mesh_proto::netmap::{NetworkInfo, Revision};
+use mesh_proto::relay::{Pin, RelayEntry};
 
 use self::log::ChangeLog;
 use self::presence::Presence;
-use crate::store::{NodeRecord, PresenceRecord, UserRecord};
+use crate::relay::members::Members;
+use crate::store::{NodeRecord, PresenceRecord, RelayRecord, UserRecord};
 
 /// A node with its presence.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) record: NodeRecord,
     pub(crate) presence: Presence,
+    pub(crate) told: Told,
+}
+
+/// What a node tells of its present run. Kept in memory alone: a node tells it again after a restart of either end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) disco_key: Option<DiscoKey>,
+    pub(crate) home_relay: Option<RelayId>,
 }
 
 /// The mesh in memory.
@@ -29,7 +41,12 @@ pub(crate) struct State {
     network: NetworkInfo,
     users: BTreeMap<UserId, UserRecord>,
     nodes: BTreeMap<NodeId, Node>,
+    relays: BTreeMap<NodeName, RelayRecord>,
+    /// The relay of the coordinator itself, as the map names it.
+    own_relays: Vec<RelayEntry>,
     log: ChangeLog,
+    /// The version at which the mesh as a whole changed last.
+    network_version: u64,
     /// Until then every node that was online before the start counts as online.
     grace_until: Instant,
 }
@@ -46,16 +63,24 @@ pub(crate) struct Due {
 impl State {
     pub(crate) fn new(network: NetworkInfo, epoch: u64, grace_until: Instant) -> Self {
         Self {
+            own_relays: network.relays.clone(),
             network,
             users: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            relays: BTreeMap::new(),
             log: ChangeLog::new(epoch),
+            network_version: 0,
             grace_until,
         }
     }
 
     pub(crate) const fn network(&self) -> &NetworkInfo {
         &self.network
+    }
+
+    /// Whether the mesh as a whole changed after a version of this run.
+    pub(crate) const fn is_network_newer(&self, since: u64) -> bool {
+        self.network_version > since
     }
 
     pub(crate) const fn revision(&self) -> Revision {
@@ -72,6 +97,12 @@ impl State {
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
+    }
+
+    /// The node keys that relays serve, each with its expiry.
+    pub(crate) fn members(&self) -> Members {
+        let keys = self.nodes.values();
+        Members::new(keys.map(|node| (node.record.node_key, node.record.expires_at_ms)))
     }
 
     pub(crate) fn node_by_name(&self, name: &NodeName) -> Option<&Node> {
@@ -148,10 +179,48 @@ impl State {
             None => {
                 let mut presence = Presence::new(&record);
                 presence.settle(&record, now, now_ms, grace_until);
-                self.nodes.insert(id, Node { record, presence });
+                let node = Node {
+                    record,
+                    presence,
+                    told: Told::default(),
+                };
+                self.nodes.insert(id, node);
             }
         }
         self.log.push(id);
+    }
+
+    pub(crate) fn relays(&self) -> impl Iterator<Item = &RelayRecord> {
+        self.relays.values()
+    }
+
+    /// Whether a machine is a relay of this mesh.
+    pub(crate) fn is_relay(&self, machine_key: &MachineKey) -> bool {
+        self.relays
+            .values()
+            .any(|relay| relay.machine_key.as_ref() == Some(machine_key))
+    }
+
+    /// Takes in what the store has of a relay.
+    pub(crate) fn put_relay(&mut self, relay: RelayRecord) {
+        self.relays.insert(relay.name.clone(), relay);
+        self.renew_relays();
+    }
+
+    pub(crate) fn remove_relay(&mut self, name: &NodeName) {
+        self.relays.remove(name);
+        self.renew_relays();
+    }
+
+    /// Makes the map name the relays that have come.
+    fn renew_relays(&mut self) {
+        let others = self.relays.values().filter_map(relay_entry);
+        let relays: Vec<RelayEntry> = self.own_relays.iter().cloned().chain(others).collect();
+        if relays != self.network.relays {
+            self.network.relays = relays;
+            self.log.push_other();
+            self.network_version = self.log.revision().version;
+        }
     }
 
     pub(crate) fn remove_node(&mut self, id: NodeId) -> bool {
@@ -167,12 +236,18 @@ impl State {
         &mut self,
         users: Vec<UserRecord>,
         nodes: Vec<NodeRecord>,
+        relays: Vec<RelayRecord>,
         now: Instant,
         now_ms: u64,
     ) {
         for user in users {
             self.put_user(user);
         }
+        self.relays = relays
+            .into_iter()
+            .map(|relay| (relay.name.clone(), relay))
+            .collect();
+        self.renew_relays();
         let kept: BTreeSet<_> = nodes.iter().map(|node| node.id).collect();
         let gone: Vec<_> = self
             .nodes
@@ -193,6 +268,21 @@ impl State {
         self.with_presence(id, now, now_ms, |presence| {
             presence.on_stream_opened(now, now_ms)
         });
+    }
+
+    /// A node told of its present run; what it left out stays.
+    pub(crate) fn on_told(&mut self, id: &NodeId, told: Told) {
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
+        let newest = Told {
+            disco_key: told.disco_key.or(node.told.disco_key),
+            home_relay: told.home_relay.or(node.told.home_relay),
+        };
+        if node.told != newest {
+            node.told = newest;
+            self.log.push(*id);
+        }
     }
 
     /// A node's map stream ended.
@@ -268,6 +358,20 @@ impl State {
             self.log.push(*id);
         }
     }
+}
+
+/// A relay as the map names it; `None` until it has come.
+pub(crate) fn relay_entry(relay: &RelayRecord) -> Option<RelayEntry> {
+    let key = relay.machine_key?;
+    let pin = Pin::from_bytes(pin_of(&CoordinatorKey::from_bytes(*key.as_bytes())));
+    Some(RelayEntry {
+        id: RelayId::of(pin.as_bytes(), relay.urls.first()?),
+        name: relay.name.to_string(),
+        urls: relay.urls.clone(),
+        pin,
+        udp: vec![],
+        stun: relay.stun.clone(),
+    })
 }
 
 #[cfg(test)]

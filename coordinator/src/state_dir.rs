@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use data_encoding::BASE64;
 use mesh_proto::key::CoordinatorPrivateKey;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use crate::auth::secret::random;
 
 const KEY_FILE: &str = "coordinator.key";
+const RELAY_KEY_FILE: &str = "relay.key";
+/// What a relay keeps of its mesh once it is in.
+pub(crate) const MEMBERSHIP_FILE: &str = "relay.json";
 const DATABASE_FILE: &str = "coordinator.db";
 const SOCKET_FILE: &str = "coordinator.sock";
 const LOCK_FILE: &str = "lock";
@@ -82,23 +87,56 @@ impl StateDir {
         Ok(path)
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The coordinator key, drawn at the first start.
     pub(crate) fn coordinator_key(&self) -> anyhow::Result<CoordinatorPrivateKey> {
-        let path = self.path.join(KEY_FILE);
+        let secret = self.secret(KEY_FILE, DATABASE_FILE)?;
+        Ok(CoordinatorPrivateKey::from_bytes(&secret))
+    }
+
+    /// The key of a relay that stands alone, drawn at the first start.
+    pub(crate) fn relay_key(&self) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+        self.secret(RELAY_KEY_FILE, MEMBERSHIP_FILE)
+    }
+
+    /// Reads a file of this program's own JSON; `None` when there is none.
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, file: &str) -> anyhow::Result<Option<T>> {
+        let path = self.path.join(file);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .with_context(|| format!("{} is damaged; remove it to begin anew", path.display())),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(err).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Writes JSON durably.
+    pub(crate) fn write_json(&self, file: &str, value: &impl Serialize) -> anyhow::Result<()> {
+        write_json_in(&self.path, file, value)
+    }
+
+    /// A secret of 32 bytes, drawn when there is none, unless `made_with_it` shows that it was there before.
+    fn secret(&self, file: &str, made_with_it: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+        let path = self.path.join(file);
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let text = Zeroizing::new(text);
                 let secret =
                     Zeroizing::new(BASE64.decode(text.trim().as_bytes()).unwrap_or_default());
-                let secret: &[u8; 32] = secret.as_slice().try_into().map_err(|_| {
+                let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| {
                     anyhow::anyhow!("{} is damaged; restore it from a backup", path.display())
                 })?;
-                Ok(CoordinatorPrivateKey::from_bytes(secret))
+                Ok(Zeroizing::new(secret))
             }
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                if self.path.join(DATABASE_FILE).exists() {
+                if self.path.join(made_with_it).exists() {
                     bail!(
-                        "{} is gone, but the mesh in {} was founded with it; restore it from a backup",
+                        "{} is gone, but the mesh in {} knows it; restore it from a backup",
                         path.display(),
                         self.path.display()
                     );
@@ -107,11 +145,18 @@ impl StateDir {
                 let text = Zeroizing::new(BASE64.encode(secret.as_slice()) + "\n");
                 write_durably(&path, text.as_bytes())
                     .with_context(|| format!("cannot write {}", path.display()))?;
-                Ok(CoordinatorPrivateKey::from_bytes(&secret))
+                Ok(secret)
             }
             Err(err) => Err(err).with_context(|| format!("cannot read {}", path.display())),
         }
     }
+}
+
+/// Writes JSON durably into a state directory.
+pub(crate) fn write_json_in(dir: &Path, file: &str, value: &impl Serialize) -> anyhow::Result<()> {
+    let path = dir.join(file);
+    let text = serde_json::to_vec(value)?;
+    write_durably(&path, &text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes a private file so that after a crash either the old content is there or the new one, whole.

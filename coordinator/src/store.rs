@@ -139,6 +139,40 @@ pub(crate) struct PresenceRecord {
     pub(crate) was_online: bool,
 }
 
+/// A relay that may come, with its key hashed.
+#[derive(Debug, Clone)]
+pub(crate) struct NewRelayRecord {
+    pub(crate) name: NodeName,
+    pub(crate) prefix: String,
+    pub(crate) hash: [u8; 32],
+    pub(crate) created_at_ms: u64,
+    pub(crate) expires_at_ms: u64,
+}
+
+/// A relay that stands alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RelayRecord {
+    pub(crate) name: NodeName,
+    /// Absent until it has come.
+    pub(crate) machine_key: Option<MachineKey>,
+    pub(crate) urls: Vec<String>,
+    pub(crate) stun: Vec<SocketAddr>,
+    pub(crate) created_at_ms: u64,
+    /// Until when it may come by its key.
+    pub(crate) key_expires_at_ms: Option<u64>,
+}
+
+/// A relay tells where it is. Its proof is checked by the caller.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayAnswer {
+    pub(crate) machine_key: MachineKey,
+    pub(crate) urls: Vec<String>,
+    pub(crate) stun: Vec<SocketAddr>,
+    /// Prefix and hash of its key's secret.
+    pub(crate) auth_key: Option<(String, [u8; 32])>,
+    pub(crate) now_ms: u64,
+}
+
 /// A change of one node.
 #[derive(Debug, Clone)]
 pub(crate) enum NodeChange {
@@ -188,6 +222,14 @@ verbs! {
     delete_node(id: NodeId) -> ();
     /// All nodes.
     list_nodes() -> Vec<NodeRecord>;
+    /// Keeps a relay that may come.
+    insert_relay(relay: &NewRelayRecord) -> RelayRecord;
+    /// Lets a relay in by its key, or takes in where a known one is.
+    register_relay(answer: &RelayAnswer) -> RelayRecord;
+    /// Forgets a relay.
+    delete_relay(name: &NodeName) -> ();
+    /// All relays, by name.
+    list_relays() -> Vec<RelayRecord>;
     /// Keeps who was heard when.
     keep_presence(records: &[PresenceRecord]) -> ();
     /// Makes a user.

@@ -42,6 +42,7 @@ impl ApiError {
             "node" => "node list",
             "user" => "user list, or make one: coordinator user create NAME",
             "API key" => "key api-list",
+            "relay" => "relay list",
             _ => "key list",
         };
         let message = format!("no such {what}; list them: coordinator {list}");

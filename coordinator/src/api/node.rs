@@ -11,6 +11,7 @@ use mesh_proto::share::{HostOffers, N_MODELS_MAX};
 use super::App;
 use super::error::{ApiError, parse_json};
 use super::proof::SignedByNode;
+use crate::state::Told;
 use crate::store::NodeChange;
 
 const N_GPUS_MAX: usize = 64;
@@ -28,7 +29,7 @@ pub(crate) async fn update(
     node: SignedByNode,
 ) -> Result<StatusCode, ApiError> {
     let update: NodeUpdate = node.json()?;
-    let endpoints = update.endpoints;
+    let endpoints = update.told_endpoints();
     if endpoints
         .as_ref()
         .is_some_and(|endpoints| endpoints.len() > N_ENDPOINTS_MAX)
@@ -48,6 +49,13 @@ pub(crate) async fn update(
                     .is_some_and(|new| *new != known.record.offers)
         })
     });
+    let told = Told {
+        disco_key: update.disco_key,
+        home_relay: update.home_relay,
+    };
+    if told != Told::default() {
+        app.on_told(&node.id, told);
+    }
     if is_news {
         app.change_node(node.id, NodeChange::Told { endpoints, offers })
             .await?;

@@ -43,7 +43,7 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn wait_for_signal() {
+pub(crate) async fn wait_for_signal() {
     let term = async {
         match signal(SignalKind::terminate()) {
             Ok(mut term) => drop(term.recv().await),

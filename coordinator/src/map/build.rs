@@ -29,6 +29,9 @@ pub(crate) fn full(state: &State, to: &NodeId) -> Option<Netmap> {
 pub(crate) fn delta(state: &State, to: &NodeId, since: Revision) -> Option<NetmapDelta> {
     let viewer = state.node(to)?;
     let mut delta = NetmapDelta::default();
+    if state.is_network_newer(since.version) {
+        delta.network = Some(state.network().clone());
+    }
     for id in state.log().since(since)? {
         if id == *to {
             let (node, filter) = self_part(state, viewer)?;
@@ -80,6 +83,8 @@ fn entry(state: &State, viewer: &Node, peer: &Node) -> Option<PeerEntry> {
         ipv4: record.ipv4,
         ipv6: state.network().id.ipv6_of(&record.id),
         endpoints: record.endpoints.clone(),
+        disco_key: peer.told.disco_key,
+        home_relay: peer.told.home_relay,
         expires_at_ms: record.expires_at_ms,
         is_online,
         last_seen_ms,

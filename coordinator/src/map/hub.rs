@@ -47,6 +47,11 @@ impl Hub {
         });
     }
 
+    /// The version of the mesh, as it rises.
+    pub(crate) fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
     /// Takes the place of a node's stream and ends the one that had it.
     pub(crate) fn enter(&self, id: NodeId) -> Place {
         let ended = CancellationToken::new();

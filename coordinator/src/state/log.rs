@@ -13,7 +13,8 @@ const N_CHANGES_MAX: usize = 16_384;
 pub(crate) struct ChangeLog {
     epoch: u64,
     version: u64,
-    changes: VecDeque<NodeId>,
+    /// `None` for what concerns the mesh as a whole.
+    changes: VecDeque<Option<NodeId>>,
 }
 
 impl ChangeLog {
@@ -33,10 +34,19 @@ impl ChangeLog {
     }
 
     pub(crate) fn push(&mut self, id: NodeId) {
+        self.keep(Some(id));
+    }
+
+    /// Something changed that is no node's.
+    pub(crate) fn push_other(&mut self) {
+        self.keep(None);
+    }
+
+    fn keep(&mut self, change: Option<NodeId>) {
         if self.changes.len() == N_CHANGES_MAX {
             self.changes.pop_front();
         }
-        self.changes.push_back(id);
+        self.changes.push_back(change);
         self.version += 1;
     }
 
@@ -47,7 +57,7 @@ impl ChangeLog {
         }
         let n_missed = usize::try_from(self.version.checked_sub(since.version)?).ok()?;
         let first = self.changes.len().checked_sub(n_missed)?;
-        Some(self.changes.iter().skip(first).copied().collect())
+        Some(self.changes.iter().skip(first).copied().flatten().collect())
     }
 }
 

@@ -77,6 +77,7 @@ pub(crate) fn state(now: Instant) -> State {
         service_ipv6: id.service_ipv6(),
         stun: vec![],
         coordinator_urls: vec![],
+        relays: vec![],
     };
     let mut state = State::new(network, 3, now);
     state.put_user(user(1, "anna"));
@@ -208,6 +209,7 @@ fn a_reload_makes_memory_what_the_store_is() {
     state.reload(
         vec![user(1, "anna")],
         vec![renamed.clone(), record(3)],
+        vec![],
         now,
         20,
     );

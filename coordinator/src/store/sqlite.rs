@@ -2,6 +2,7 @@
 
 mod key;
 mod node;
+mod relay;
 mod row;
 
 use std::path::Path;
@@ -18,8 +19,14 @@ use self::row::{broken, parse, to_i64, to_u64};
 use super::{MeshRecord, StoreError};
 
 /// The migrations, oldest first; append-only.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "mesh", include_str!("migrations/sqlite/0001_mesh.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "mesh", include_str!("migrations/sqlite/0001_mesh.sql")),
+    (
+        2,
+        "relays",
+        include_str!("migrations/sqlite/0002_relays.sql"),
+    ),
+];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const N_READERS: u32 = 4;

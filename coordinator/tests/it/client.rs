@@ -24,6 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
 /// Nothing in these tests takes nearly as long on an idle machine; a busy one gets its time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -62,6 +63,11 @@ impl Mesh {
     pub(crate) async fn restart(&mut self) {
         self.server.take().unwrap().stop().await;
         self.launch(ConfigFile::default()).await;
+    }
+
+    /// Stops the coordinator and leaves its state.
+    pub(crate) async fn stop(&mut self) {
+        self.server.take().unwrap().stop().await;
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -332,16 +338,20 @@ pub(crate) async fn connect(
     address: SocketAddr,
     key: CoordinatorKey,
 ) -> http1::SendRequest<Full<Bytes>> {
-    let config = coordinator::client_config(pin_of(&key)).unwrap();
-    let name = ServerName::try_from("anything.example").unwrap();
-    let stream = TcpStream::connect(address).await.unwrap();
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .unwrap();
+    let stream = connect_tls(address, pin_of(&key)).await;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
+}
+
+pub(crate) async fn connect_tls(address: SocketAddr, pin: [u8; 32]) -> TlsStream<TcpStream> {
+    let config = coordinator::client_config(pin).unwrap();
+    let name = ServerName::try_from("anything.example").unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .unwrap()
 }
 
 pub(crate) fn request(

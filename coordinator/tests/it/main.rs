@@ -11,3 +11,5 @@ mod config;
 mod join;
 mod map;
 mod presence;
+mod relay;
+mod relay_alone;

@@ -83,6 +83,7 @@ async fn changes_reach_a_listening_node_as_deltas() {
     let update = NodeUpdate {
         endpoints: Some(endpoints.clone()),
         offers: Some(offers(Audience::Everyone)),
+        ..NodeUpdate::default()
     };
     b.post(control::PATH_UPDATE, &update).await.unwrap();
     stream
@@ -218,6 +219,7 @@ async fn offers_are_shown_to_whom_they_are_for() {
         let update = NodeUpdate {
             endpoints: None,
             offers: Some(shared.clone()),
+            ..NodeUpdate::default()
         };
         host.post(control::PATH_UPDATE, &update).await.unwrap();
         of_own

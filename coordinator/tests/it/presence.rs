@@ -35,6 +35,7 @@ async fn a_silent_host_goes_offline_and_a_beat_brings_it_back() {
     let update = NodeUpdate {
         endpoints: None,
         offers: Some(offers(Audience::Everyone)),
+        ..NodeUpdate::default()
     };
     host.post(control::PATH_UPDATE, &update).await.unwrap();
     of_a.until(|netmap| {
@@ -57,6 +58,7 @@ async fn a_restart_takes_nobody_offline_and_keeps_offers() {
     let update = NodeUpdate {
         endpoints: None,
         offers: Some(offers(Audience::Everyone)),
+        ..NodeUpdate::default()
     };
     host.post(control::PATH_UPDATE, &update).await.unwrap();
     let mut of_a = a.listen(None).await.unwrap();
