@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::dial::{Dialer, Proxy};
+
 /// Where the configuration is read from when none is named.
 pub const DEFAULT_PATH: &str = "/etc/proxima/meshd.toml";
 
@@ -25,6 +27,11 @@ pub struct Config {
     pub workers: usize,
     /// Whether to point the system's resolver at the mesh's names.
     pub dns: bool,
+    /// Whether to ask the gateway to forward a port to this node (PCP, NAT-PMP).
+    pub port_mapping: bool,
+    /// The URL of the HTTP proxy to coordinators and relays; the environment's (`HTTPS_PROXY`) when absent, none when
+    /// empty.
+    pub proxy: Option<String>,
 }
 
 impl Default for Config {
@@ -37,6 +44,8 @@ impl Default for Config {
             mtu: 1280,
             workers: 0,
             dns: true,
+            port_mapping: true,
+            proxy: None,
         }
     }
 }
@@ -85,6 +94,24 @@ impl Config {
         }
     }
 
+    /// How to reach coordinators and relays: by the proxy of the file, by that of the environment, or straight.
+    #[must_use]
+    pub fn dialer(&self) -> Dialer {
+        let var = |name: &str| std::env::var(name).ok();
+        let proxy = match &self.proxy {
+            None => Proxy::of_environment(var),
+            Some(url) if url.is_empty() => Ok(None),
+            Some(url) => {
+                let except = var("NO_PROXY").or_else(|| var("no_proxy"));
+                Proxy::parse(url, &except.unwrap_or_default()).map(Some)
+            }
+        };
+        Dialer::new(proxy.unwrap_or_else(|err| {
+            tracing::warn!(%err, "the environment's HTTPS_PROXY is not used");
+            None
+        }))
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|err| err.to_string())?;
         if config.interface.is_empty()
@@ -98,6 +125,9 @@ impl Config {
         }
         if !(1280..=9000).contains(&config.mtu) {
             return Err(format!("mtu: {} is not between 1280 and 9000", config.mtu));
+        }
+        if let Some(url) = config.proxy.as_ref().filter(|url| !url.is_empty()) {
+            Proxy::parse(url, "").map_err(|err| format!("proxy: {err}"))?;
         }
         Ok(config)
     }
@@ -124,6 +154,9 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused() {
         assert!(Config::parse("mtu = 500").is_err());
+        assert!(Config::parse("proxy = \"socks5://proxy\"").is_err());
+        assert!(Config::parse("proxy = \"http://proxy:8080\"").is_ok());
+        assert!(Config::parse("proxy = \"\"").is_ok());
         assert!(Config::parse("interface = \"a-name-that-is-too-long\"").is_err());
     }
 

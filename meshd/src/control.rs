@@ -1,6 +1,6 @@
 //! The coordinator client: joins, keeps the map stream open, and tells what changes here.
 
-mod backoff;
+pub(crate) mod backoff;
 mod link;
 mod login;
 mod map_stream;

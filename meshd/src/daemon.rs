@@ -27,6 +27,7 @@ use crate::local::{LocalError, LocalServer};
 use crate::os::linux::changes::Changes;
 use crate::os::linux::firewall::Firewall;
 use crate::os::linux::names;
+use crate::relay::RelayEvent;
 use crate::state_dir::{Membership, StateDir};
 use crate::view::{Liveness, View};
 
@@ -50,6 +51,7 @@ enum Input {
     Command(Command),
     Control(ControlEvent),
     Dataplane(anyhow::Result<DataplaneInput>),
+    Relay(RelayEvent),
     Talked(Talk),
     Offers,
     Network { is_lost: bool },
@@ -184,6 +186,7 @@ impl Daemon {
                 Input::Dataplane(input) => {
                     self.on_dataplane(input.context("the data plane broke")?)
                 }
+                Input::Relay(event) => self.on_relay(event),
                 Input::Talked(talk) => self.on_talked(talk).await,
                 Input::Offers => self.on_offers(),
                 Input::Network { is_lost } => {
@@ -201,20 +204,19 @@ impl Daemon {
 
     async fn next_input(&mut self, cancel: &CancellationToken) -> Input {
         let deadline = self.session.as_ref().and_then(Session::deadline);
-        let (events, dataplane) = match &mut self.session {
-            Some(session) => (
-                Some(&mut session.events),
-                session
-                    .overlay
-                    .as_mut()
-                    .map(|overlay| &mut overlay.dataplane),
-            ),
+        let (events, overlay) = match &mut self.session {
+            Some(session) => (Some(&mut session.events), session.overlay.as_mut()),
+            None => (None, None),
+        };
+        let (dataplane, relays) = match overlay {
+            Some(overlay) => (Some(&mut overlay.dataplane), Some(&mut overlay.relays)),
             None => (None, None),
         };
         // Not biased: a flood of handshakes must not keep commands and the coordinator's word out.
         tokio::select! {
             () = cancel.cancelled() => Input::Shutdown,
             input = maybe(dataplane, async |dataplane| dataplane.poll().await) => Input::Dataplane(input),
+            event = maybe(relays, async |relays| relays.event().await) => Input::Relay(event),
             () = until(deadline) => Input::Deadline,
             Some(event) = maybe(events, async |events| events.recv().await) => Input::Control(event),
             Some(command) = self.commands.recv() => Input::Command(command),
@@ -243,7 +245,20 @@ impl Daemon {
             DataplaneInput::Datagram { from, bytes } => {
                 overlay.engine.handle_udp(now, from, &bytes)
             }
+            DataplaneInput::Relayed { relay, from, bytes } => {
+                overlay.engine.handle_relay(now, relay, from, &bytes);
+            }
             DataplaneInput::Plane(event) => overlay.engine.handle_plane(now, event),
+        }
+    }
+
+    fn on_relay(&mut self, event: RelayEvent) {
+        let overlay = self
+            .session
+            .as_mut()
+            .and_then(|session| session.overlay.as_mut());
+        if let Some(overlay) = overlay {
+            overlay.on_relay(event);
         }
     }
 
@@ -367,7 +382,7 @@ impl Daemon {
 
     async fn start_session(&mut self, membership: Membership) -> anyhow::Result<()> {
         self.stop_session().await;
-        let session = Session::start(membership, &self.state)?;
+        let session = Session::start(membership, &self.state, &self.config.dialer())?;
         let has_map = session.has_map();
         self.session = Some(session);
         self.trouble.send_replace(None);
@@ -431,10 +446,7 @@ impl Daemon {
             .as_mut()
             .and_then(|session| session.overlay.as_mut())
         {
-            overlay.engine.handle_control(
-                Instant::now(),
-                mesh_engine::Update::NodeKey(node_key.clone()),
-            );
+            overlay.set_node_key(node_key.clone());
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Moves packets: for each worker a thread, a UDP socket and some TUN queues, and the way to the daemon's loop.
 //!
-//! Packets never pass through the daemon's loop. What does is little and bounded: handshakes, STUN answers and what
+//! Relays' links hand what they deliver to the first worker. Packets never pass through the daemon's loop. What does is little and bounded: handshakes, STUN answers and what
 //! the engine's plane noticed. When the loop falls behind, those are dropped and counted; peers repeat them.
 
 mod counter;
@@ -15,16 +15,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
-use mesh_engine::{Plane, PlaneEvent, Transmit};
+use mesh_engine::{Destination, Plane, PlaneEvent, Transmit};
 use mesh_io::Capabilities;
 use mesh_io::tun::{Tun, TunConfig};
 use mesh_io::udp::{UdpConfig, UdpSocket};
 use mesh_io::wait::Waker;
+use mesh_proto::id::RelayId;
+use mesh_proto::key::NodeKey;
 use tokio::sync::mpsc;
 
 use counter::Counters;
 pub use counter::DataplaneStats;
 use worker::{Link, N_QUEUES};
+
+use crate::relay::{Delivery, RelaySender};
 
 /// The port that is tried first when none is asked for, so that firewalls can be told of it.
 pub const DEFAULT_PORT: u16 = 41_820;
@@ -39,7 +43,7 @@ const N_INPUTS: usize = 1024;
 const MAX_CONTROL: usize = 2048;
 
 /// How to start a data plane.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct DataplaneConfig {
     /// The TUN's name; with `%d` in it the kernel puts a free number there.
     pub interface: String,
@@ -51,6 +55,10 @@ pub struct DataplaneConfig {
     pub n_workers: usize,
     /// The engine's data side.
     pub plane: Arc<Plane>,
+    /// The way to the relays.
+    pub relays: Arc<RelaySender>,
+    /// What they deliver.
+    pub delivery: Delivery,
 }
 
 /// What the packet threads have for the daemon's loop.
@@ -60,6 +68,15 @@ pub enum DataplaneInput {
     Datagram {
         /// The sender.
         from: SocketAddr,
+        /// The payload.
+        bytes: Vec<u8>,
+    },
+    /// For [`mesh_engine::Engine::handle_relay`].
+    Relayed {
+        /// By which relay it came.
+        relay: RelayId,
+        /// The sender, as the relay says.
+        from: NodeKey,
         /// The payload.
         bytes: Vec<u8>,
     },
@@ -74,6 +91,7 @@ pub struct Dataplane {
     port: u16,
     capabilities: Capabilities,
     sockets: Vec<Arc<UdpSocket>>,
+    relays: Arc<RelaySender>,
     inputs: mpsc::Receiver<DataplaneInput>,
     ended: mpsc::Receiver<String>,
     waker: Arc<Waker>,
@@ -126,6 +144,7 @@ impl Dataplane {
             port,
             capabilities,
             sockets: sockets.clone(),
+            relays: Arc::clone(&config.relays),
             inputs,
             ended,
             waker: Arc::new(Waker::new().context("opening an event descriptor")?),
@@ -135,6 +154,7 @@ impl Dataplane {
         };
         let shares = queues.chunks(N_QUEUES);
         let next_shares = shares.clone().cycle().skip(1);
+        let mut delivery = Some(config.delivery);
         for (worker_idx, ((queues, next), socket)) in
             shares.zip(next_shares).zip(sockets).enumerate()
         {
@@ -144,6 +164,7 @@ impl Dataplane {
                 next_queues: next.to_vec(),
                 socket,
                 plane: Arc::clone(&config.plane),
+                relays: Arc::clone(&config.relays),
                 waker: Arc::clone(&dataplane.waker),
                 inputs: Inputs {
                     tx: inputs_tx.clone(),
@@ -151,11 +172,12 @@ impl Dataplane {
                 },
                 tun: capabilities.tun,
             };
+            let delivery = delivery.take();
             dataplane.spawn(
                 format!("mesh-{worker_idx}"),
                 &ended_tx,
                 counters,
-                move || worker::run(&link),
+                move || worker::run(&link, delivery),
             )?;
         }
         tracing::info!(
@@ -197,14 +219,25 @@ impl Dataplane {
 
     /// Sends one of the engine's datagrams at once; one that cannot be sent is dropped and counted.
     pub fn send(&self, transmit: &Transmit) {
+        match transmit.dst {
+            Destination::Udp(dst) => self.send_udp(dst, &transmit.bytes),
+            Destination::Relay { relay, peer } => {
+                let bytes = &transmit.bytes;
+                let n = self.relays.send(&relay, &peer, bytes, bytes.len());
+                self.own.relayed(n, 1);
+            }
+        }
+    }
+
+    fn send_udp(&self, dst: SocketAddr, bytes: &[u8]) {
         let Some(socket) = self.sockets.first() else {
             return;
         };
-        let len = transmit.bytes.len();
-        match socket.send(transmit.dst, &transmit.bytes, len.max(1)) {
+        let len = bytes.len();
+        match socket.send(dst, bytes, len.max(1)) {
             Ok(_) => self.own.sent(1, len),
             Err(err) => {
-                tracing::trace!(endpoint = %transmit.dst, %err, "datagram not sent");
+                tracing::trace!(endpoint = %dst, %err, "datagram not sent");
                 self.own.send_errors.add(1);
             }
         }
@@ -267,14 +300,23 @@ impl Drop for Dataplane {
 
 impl Inputs {
     fn datagram(&self, from: SocketAddr, datagram: &[u8]) {
+        self.control(datagram, |bytes| DataplaneInput::Datagram { from, bytes });
+    }
+
+    fn relayed(&self, relay: RelayId, from: NodeKey, datagram: &[u8]) {
+        self.control(datagram, |bytes| DataplaneInput::Relayed {
+            relay,
+            from,
+            bytes,
+        });
+    }
+
+    fn control(&self, datagram: &[u8], input: impl FnOnce(Vec<u8>) -> DataplaneInput) {
         // The place first: no copy is made of what a flood would drown anyway.
         match self.tx.try_reserve() {
             Ok(place) if datagram.len() <= MAX_CONTROL => {
                 self.counters.control.add(1);
-                place.send(DataplaneInput::Datagram {
-                    from,
-                    bytes: datagram.to_vec(),
-                });
+                place.send(input(datagram.to_vec()));
             }
             Ok(_) | Err(_) => self.counters.inputs_lost.add(1),
         }

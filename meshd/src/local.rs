@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use mesh_proto::control::code;
 use mesh_proto::local::{
-    DnsStatus, Models, PingReply, PingRequest, SetRequest, Settings, ShareRequest, ShareStatus,
-    Status, UpRequest,
+    DnsStatus, Models, NetCheck, PingReply, PingRequest, SetRequest, Settings, ShareRequest,
+    ShareStatus, Status, UpRequest,
 };
 
 pub use server::{BindError, LocalServer};
@@ -76,6 +76,9 @@ pub trait LocalApi: Send + Sync + 'static {
     /// Changes settings; [`apply_settings`] does the reading.
     fn set(&self, request: SetRequest)
     -> impl Future<Output = Result<Settings, LocalError>> + Send;
+
+    /// What the network around this node looks like.
+    fn netcheck(&self) -> impl Future<Output = Result<NetCheck, LocalError>> + Send;
 
     /// How names are wired into the system.
     fn dns(&self) -> impl Future<Output = Result<DnsStatus, LocalError>> + Send;

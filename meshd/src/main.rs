@@ -36,6 +36,9 @@ struct Args {
     /// Leave the system's resolver alone
     #[arg(long)]
     no_dns: bool,
+    /// Ask the gateway for no port mapping
+    #[arg(long)]
+    no_port_mapping: bool,
     /// Log as JSON lines
     #[arg(long)]
     log_json: bool,
@@ -87,6 +90,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     config.interface = args.interface.unwrap_or(config.interface);
     config.listen_port = args.listen_port.unwrap_or(config.listen_port);
     config.dns = config.dns && !args.no_dns;
+    config.port_mapping = config.port_mapping && !args.no_port_mapping;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)

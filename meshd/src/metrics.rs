@@ -16,6 +16,12 @@ pub const COORDINATOR_CONNECTED: &str = "meshd_coordinator_connected";
 pub const PEERS: &str = "meshd_peers";
 /// Peers with a session.
 pub const SESSIONS: &str = "meshd_sessions";
+/// Peers with a session that are reached by a relay.
+pub const RELAYED: &str = "meshd_relayed_sessions";
+/// Datagrams by relays, by `direction`.
+pub const RELAY_DATAGRAMS: &str = "meshd_relay_datagrams_total";
+/// Datagrams for a relay without a link, or whose link was full.
+pub const RELAY_LOST: &str = "meshd_relay_datagrams_lost_total";
 /// Bytes of overlay packets, by `direction`: `rx` or `tx`.
 pub const OVERLAY_BYTES: &str = "meshd_overlay_bytes_total";
 /// Overlay packets, by `direction`.
@@ -52,6 +58,12 @@ pub fn install() {
         describe_gauge!(COORDINATOR_CONNECTED, "1 while the map stream is open");
         describe_gauge!(PEERS, "Peers in the map");
         describe_gauge!(SESSIONS, "Peers with a session");
+        describe_gauge!(RELAYED, "Peers with a session that are reached by a relay");
+        describe_counter!(RELAY_DATAGRAMS, "Datagrams by relays");
+        describe_counter!(
+            RELAY_LOST,
+            "Datagrams for a relay without a link, or whose link was full"
+        );
         describe_counter!(OVERLAY_BYTES, "Bytes of overlay packets");
         describe_counter!(OVERLAY_PACKETS, "Overlay packets");
         describe_counter!(DROPS, "Packets and datagrams that went no further");
@@ -82,9 +94,20 @@ pub fn observe(status: &Status) {
     let n_sessions = status
         .peers
         .iter()
-        .filter(|peer| matches!(peer.path, PathStatus::Direct { .. }))
+        .filter(|peer| {
+            matches!(
+                peer.path,
+                PathStatus::Direct { .. } | PathStatus::Relayed { .. }
+            )
+        })
         .count();
     gauge!(SESSIONS).set(count(n_sessions));
+    let n_relayed = status
+        .peers
+        .iter()
+        .filter(|peer| matches!(peer.path, PathStatus::Relayed { .. }))
+        .count();
+    gauge!(RELAYED).set(count(n_relayed));
 }
 
 /// Takes the counters of the data plane.
@@ -96,6 +119,9 @@ pub fn observe_dataplane(stats: &DataplaneStats) {
         counter!(OVERLAY_BYTES, "direction" => direction).absolute(bytes);
         counter!(OVERLAY_PACKETS, "direction" => direction).absolute(packets);
     }
+    counter!(RELAY_DATAGRAMS, "direction" => "rx").absolute(stats.rx_relayed);
+    counter!(RELAY_DATAGRAMS, "direction" => "tx").absolute(stats.tx_relayed);
+    counter!(RELAY_LOST).absolute(stats.relay_lost);
     for (reason, n) in stats.drops() {
         counter!(DROPS, "reason" => reason.label()).absolute(n);
     }

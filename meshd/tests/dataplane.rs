@@ -16,10 +16,11 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_engine::{Engine, EngineConfig, ServicePort, ServicePorts, Transport, Update};
 use mesh_proto::filter::{Allow, Filter, FilterRule, PortRange, Source};
 use mesh_proto::id::{NetworkId, NodeId, UserId, service_ipv4};
-use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
+use mesh_proto::key::{DiscoPrivateKey, MachinePrivateKey, NodePrivateKey, Purpose};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
 use meshd::dataplane::{DEFAULT_PORT, Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats};
+use meshd::relay::intake;
 use tokio::sync::oneshot;
 
 const ROLE: &str = "PROXIMA_TEST_ROLE";
@@ -98,6 +99,8 @@ fn peer(n: u8) -> PeerEntry {
         ipv4,
         ipv6,
         endpoints: vec![underlay(n, PORT)],
+        disco_key: None,
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,
@@ -122,6 +125,7 @@ fn netmap(own: u8, other: u8) -> Netmap {
             service_ipv6: NETWORK.service_ipv6(),
             stun: vec![],
             coordinator_urls: vec![],
+            relays: vec![],
         },
         node: SelfNode {
             id: id(own),
@@ -158,6 +162,7 @@ impl Node {
             EngineConfig {
                 node_key: node_key(own),
                 node_id: id(own),
+                disco_key: DiscoPrivateKey::from_bytes([own; 32]),
                 seed: [own; 32],
             },
         );
@@ -167,6 +172,8 @@ impl Node {
             listen_port: PORT,
             n_workers: 2,
             plane: engine.plane(),
+            relays: Arc::default(),
+            delivery: intake().unwrap().1,
         })
         .unwrap();
         assert_eq!(dataplane.local_port(), PORT);
@@ -236,6 +243,9 @@ async fn drive(
             input = dataplane.poll() => match input.unwrap() {
                 DataplaneInput::Datagram { from, bytes } => {
                     engine.handle_udp(Instant::now(), from, &bytes);
+                }
+                DataplaneInput::Relayed { relay, from, bytes } => {
+                    engine.handle_relay(Instant::now(), relay, from, &bytes);
                 }
                 DataplaneInput::Plane(event) => engine.handle_plane(Instant::now(), event),
             },
@@ -401,6 +411,7 @@ fn be_orphan() {
     let config = EngineConfig {
         node_key: node_key(3),
         node_id: id(3),
+        disco_key: DiscoPrivateKey::from_bytes([3; 32]),
         seed: [3; 32],
     };
     let engine = Engine::new(now, config);
@@ -410,6 +421,8 @@ fn be_orphan() {
         listen_port: 0,
         n_workers: 2,
         plane: engine.plane(),
+        relays: Arc::default(),
+        delivery: intake().unwrap().1,
     })
     .unwrap();
     assert_eq!(dataplane.local_port(), DEFAULT_PORT);
@@ -419,6 +432,8 @@ fn be_orphan() {
         listen_port: 0,
         n_workers: 1,
         plane: engine.plane(),
+        relays: Arc::default(),
+        delivery: intake().unwrap().1,
     })
     .unwrap();
     assert_ne!(

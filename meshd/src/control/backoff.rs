@@ -7,13 +7,13 @@ const LONGEST: Duration = Duration::from_secs(20);
 
 /// The waiting times of one row of tries.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     n_failures: u32,
 }
 
 impl Backoff {
     /// The next waiting time. `random` is any 32 random bits.
-    pub(super) fn next(&mut self, random: u32) -> Duration {
+    pub(crate) fn next(&mut self, random: u32) -> Duration {
         let whole = FIRST
             .saturating_mul(1 << self.n_failures.min(10))
             .min(LONGEST);
@@ -23,13 +23,13 @@ impl Backoff {
     }
 
     /// A try worked.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.n_failures = 0;
     }
 }
 
 /// 32 random bits; the middle when the system has none, which only costs the jitter.
-pub(super) fn random() -> u32 {
+pub(crate) fn random() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX / 2)
 }
 

@@ -15,12 +15,12 @@ use mesh_proto::request::{NONCE_HEADER, RequestProof};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::ControlError;
+use crate::dial::{Dialer, host_and_port};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -33,6 +33,7 @@ pub struct Link {
     /// Which of the URLs works; the next one is tried when it stops working.
     current: usize,
     tls: Arc<rustls::ClientConfig>,
+    dialer: Dialer,
     machine_key: MachinePrivateKey,
     nonce: Option<String>,
     connection: Option<Connection>,
@@ -62,10 +63,18 @@ impl Link {
             urls,
             current: 0,
             tls,
+            dialer: Dialer::default(),
             machine_key,
             nonce: None,
             connection: None,
         }
+    }
+
+    /// Dials this way in place of straight.
+    #[must_use]
+    pub fn through(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
+        self
     }
 
     /// The coordinator in use.
@@ -203,7 +212,7 @@ impl Link {
             authority(&url).ok_or_else(|| unreachable("not an https:// URL".to_owned()))?;
         let mut connection = match self.connection.take() {
             Some(connection) if !connection.sender.is_closed() => connection,
-            Some(_) | None => self.connect(&url, &authority).await?,
+            Some(_) | None => self.connect(&url).await?,
         };
         let mut request = Request::builder()
             .method(method)
@@ -241,23 +250,20 @@ impl Link {
         Ok(response)
     }
 
-    async fn connect(&self, url: &str, authority: &str) -> Result<Connection, ControlError> {
+    async fn connect(&self, url: &str) -> Result<Connection, ControlError> {
         let unreachable = |reason: String| ControlError::Unreachable {
             url: url.to_owned(),
             reason,
         };
-        let (host, port) = host_and_port(authority)
-            .ok_or_else(|| unreachable("the URL has no host".to_owned()))?;
+        let (host, port) =
+            host_and_port(url).ok_or_else(|| unreachable("the URL has no host".to_owned()))?;
         let name =
             ServerName::try_from(host.clone()).map_err(|err| unreachable(err.to_string()))?;
-        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), port)))
+        let stream = self
+            .dialer
+            .connect(&host, port)
             .await
-            .map_err(|_| unreachable("no connection in time".to_owned()))?
             .map_err(|err| unreachable(err.to_string()))?;
-        stream
-            .set_nodelay(true)
-            .map_err(|err| unreachable(err.to_string()))?;
-        keep_alive(&stream).map_err(|err| unreachable(err.to_string()))?;
         let handshake = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
         let stream = timeout(CONNECT_TIMEOUT, handshake)
             .await
@@ -315,15 +321,6 @@ impl Link {
     }
 }
 
-/// Notices a peer that is gone without a word, also while nothing is sent.
-fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    let keep_alive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(15))
-        .with_interval(Duration::from_secs(5))
-        .with_retries(3);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keep_alive)
-}
-
 fn tls_error(url: &str, err: &std::io::Error) -> ControlError {
     let url = url.to_owned();
     match err
@@ -348,16 +345,6 @@ fn authority(url: &str) -> Option<String> {
     (!authority.is_empty()).then(|| authority.to_owned())
 }
 
-fn host_and_port(authority: &str) -> Option<(String, u16)> {
-    let authority: http::uri::Authority = authority.parse().ok()?;
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
-    Some((host, authority.port_u16().unwrap_or(443)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,14 +354,6 @@ mod tests {
         assert_eq!(
             authority("https://[fd00::1]:7443/x").as_deref(),
             Some("[fd00::1]:7443")
-        );
-        assert_eq!(
-            host_and_port("[fd00::1]:7443"),
-            Some(("fd00::1".to_owned(), 7443))
-        );
-        assert_eq!(
-            host_and_port("mesh.example"),
-            Some(("mesh.example".to_owned(), 443))
         );
         assert_eq!(authority("http://mesh.example"), None);
         assert_eq!(authority("https:///x"), None);

@@ -8,6 +8,7 @@ use mesh_proto::id::{NetworkId, NodeId};
 use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
 
 use super::{ControlError, Link};
+use crate::dial::Dialer;
 use crate::state_dir::Membership;
 
 /// What joining needs.
@@ -21,6 +22,8 @@ pub struct Joined<'a> {
     pub node_key: &'a NodePrivateKey,
     /// The name to ask for.
     pub hostname: String,
+    /// How to reach coordinators.
+    pub dialer: Dialer,
 }
 
 /// Joins the mesh that an auth key names.
@@ -33,7 +36,8 @@ pub async fn join(ask: Joined<'_>) -> Result<Membership, ControlError> {
             url: String::new(),
             reason,
         })?;
-    let mut link = Link::new(ask.auth_key.urls().to_vec(), tls, ask.machine_key.clone());
+    let mut link =
+        Link::new(ask.auth_key.urls().to_vec(), tls, ask.machine_key.clone()).through(ask.dialer);
     let identity = link.identity().await?;
     if pin_of(&identity.coordinator_key) != *ask.auth_key.pin() {
         let reason = "it has another key than the auth key names".to_owned();

@@ -1,10 +1,11 @@
 //! Tells the coordinator what changes at this node, and that a sharing host lives.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::control::{BEAT_MS, Beat, NodeUpdate, PATH_BEAT, PATH_UPDATE};
+use mesh_proto::control::{BEAT_MS, Beat, Candidate, NodeUpdate, PATH_BEAT, PATH_UPDATE};
+use mesh_proto::id::RelayId;
+use mesh_proto::key::DiscoKey;
 use mesh_proto::share::HostOffers;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -23,8 +24,12 @@ pub struct Report {
     pub n_streams: u64,
     /// Whether the stream is up; nothing is sent otherwise.
     pub is_connected: bool,
-    /// Where the node may be reached.
-    pub endpoints: Vec<SocketAddr>,
+    /// Where the node may be reached, best first.
+    pub candidates: Vec<Candidate>,
+    /// What peers seal path discovery to.
+    pub disco_key: Option<DiscoKey>,
+    /// The relay that it listens on.
+    pub home_relay: Option<RelayId>,
     /// What it shares.
     pub offers: Arc<HostOffers>,
 }
@@ -115,10 +120,17 @@ async fn tell(
     }
     let told = told.filter(|told| told.n_streams == current.n_streams);
     let update = NodeUpdate {
-        endpoints: (told.map(|told| &told.endpoints) != Some(&current.endpoints))
-            .then(|| current.endpoints.clone()),
+        candidates: (told.map(|told| &told.candidates) != Some(&current.candidates))
+            .then(|| current.candidates.clone()),
+        disco_key: current
+            .disco_key
+            .filter(|key| told.and_then(|told| told.disco_key) != Some(*key)),
+        home_relay: current
+            .home_relay
+            .filter(|relay| told.and_then(|told| told.home_relay) != Some(*relay)),
         offers: (told.map(|told| &told.offers) != Some(&current.offers))
             .then(|| (*current.offers).clone()),
+        ..NodeUpdate::default()
     };
     if update == NodeUpdate::default() {
         return Ok(());

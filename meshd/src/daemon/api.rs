@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::control::code;
 use mesh_proto::local::{
-    DnsStatus, Models, PingReply, PingRequest, Problem, RunState, SetRequest, Settings,
+    DnsStatus, Models, NetCheck, PingReply, PingRequest, Problem, RunState, SetRequest, Settings,
     ShareRequest, ShareStatus, Status, UpRequest,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +20,9 @@ use crate::view::{Liveness, ViewReceiver};
 
 const UP_TIMEOUT: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `netcheck` waits for servers' answers: a lost question is repeated twice within it.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+const LOOK_POLL: Duration = Duration::from_millis(50);
 /// How long `share` waits for the backends to be looked at.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(3);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -235,6 +238,18 @@ impl LocalApi for Api {
 
     async fn set(&self, request: SetRequest) -> Result<Settings, LocalError> {
         self.ask(|answer| Command::Set(request, answer)).await
+    }
+
+    async fn netcheck(&self) -> Result<NetCheck, LocalError> {
+        self.ask(Command::LookAround).await?;
+        let deadline = Instant::now() + LOOK_TIMEOUT;
+        loop {
+            let (is_settled, report) = self.ask(Command::NetCheck).await?;
+            if is_settled || Instant::now() >= deadline {
+                return Ok(report);
+            }
+            tokio::time::sleep(LOOK_POLL).await;
+        }
     }
 
     async fn dns(&self) -> Result<DnsStatus, LocalError> {

@@ -6,8 +6,8 @@ use mesh_proto::auth_key::{AuthKey, pin_of};
 use mesh_proto::control::code;
 use mesh_proto::id::NodeId;
 use mesh_proto::local::{
-    DnsStatus, PingReply, PingRequest, RunState, SetRequest, Settings, ShareRequest, ShareStatus,
-    Status, UpRequest,
+    DnsStatus, NetCheck, PingReply, PingRequest, RunState, SetRequest, Settings, ShareRequest,
+    ShareStatus, Status, UpRequest,
 };
 use tokio::sync::oneshot;
 
@@ -33,6 +33,10 @@ pub(super) enum Command {
     Settings(Answer<Settings>),
     Set(SetRequest, Answer<Settings>),
     Dns(Answer<DnsStatus>),
+    /// Asks what the network looks like.
+    LookAround(Answer<()>),
+    /// What it looks like, and whether that is all that can be known now.
+    NetCheck(Answer<(bool, NetCheck)>),
     /// Brings the metrics up to date.
     Observe(Answer<()>),
 }
@@ -52,6 +56,8 @@ impl Daemon {
             Command::Settings(answer) => drop(answer.send(Ok(self.settings.clone()))),
             Command::Set(request, answer) => drop(answer.send(self.set(&request).await)),
             Command::Dns(answer) => drop(answer.send(self.dns_status())),
+            Command::LookAround(answer) => drop(answer.send(self.look_around())),
+            Command::NetCheck(answer) => drop(answer.send(self.net_check())),
             Command::Observe(answer) => {
                 self.observe();
                 drop(answer.send(Ok(())));
@@ -134,12 +140,14 @@ impl Daemon {
             Err(err) => return drop(answer.send(Err(internal(err)))),
         };
         let hostname = name.unwrap_or_else(hostname);
+        let dialer = self.config.dialer();
         self.start_talk(answer, true, async move {
             let ask = Joined {
                 auth_key: &auth_key,
                 machine_key: &machine_key,
                 node_key: &node_key,
                 hostname,
+                dialer,
             };
             let urls = auth_key.urls().join(", ");
             Talk::Joined(timed(urls, control::join(ask)).await)
@@ -209,7 +217,8 @@ impl Daemon {
             membership.urls,
             tls,
             self.state.machine_key().map_err(internal)?,
-        ))
+        )
+        .through(self.config.dialer()))
     }
 
     fn start_talk(

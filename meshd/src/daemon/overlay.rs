@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use mesh_engine::{Engine, EngineConfig, ServicePort, ServicePorts, Transport, Update};
+use mesh_proto::key::{DiscoKey, DiscoPrivateKey, NodePrivateKey};
 use mesh_proto::local::{DnsStatus, Problem, Settings};
 use mesh_proto::netmap::{Netmap, NetworkInfo};
 use mesh_proto::{MODEL_PORT, WEB_PORT};
@@ -24,6 +25,7 @@ use crate::inventory::Inventory;
 use crate::os::linux::firewall::Firewall;
 use crate::os::linux::links::{self, Links};
 use crate::os::linux::names::{Plan, System};
+use crate::relay::{self, RelayEvent, RelaySender, Relays};
 use crate::state_dir::StateDir;
 use crate::view::{Liveness, View};
 
@@ -45,6 +47,8 @@ pub(super) struct Parts<'a> {
 pub(super) struct Overlay {
     pub(super) engine: Engine,
     pub(super) dataplane: Dataplane,
+    pub(super) relays: Relays,
+    pub(super) disco_key: DiscoKey,
     /// Where this machine may be reached on the underlay, by its own interfaces.
     pub(super) endpoints: Vec<SocketAddr>,
     links: Links,
@@ -56,6 +60,7 @@ pub(super) struct Overlay {
     upstreams: Arc<Upstreams>,
     liveness: Arc<Liveness>,
     interface: String,
+    wants_port_mapping: bool,
     wiring: Wiring,
     tasks: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
@@ -66,24 +71,31 @@ impl Overlay {
     pub(super) async fn start(netmap: &Netmap, parts: &Parts<'_>) -> anyhow::Result<Self> {
         let now = Instant::now();
         let config = parts.config;
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).context("the system's random source")?;
+        let seed = secret()?;
         let node_key = parts.state.node_key()?;
+        let disco_key = DiscoPrivateKey::from_bytes(secret()?);
+        let told_disco_key = disco_key.public();
         let mut engine = Engine::new(
             now,
             EngineConfig {
-                node_key,
+                node_key: node_key.clone(),
                 node_id: netmap.node.id,
+                disco_key,
                 seed,
             },
         );
+        let sender = Arc::new(RelaySender::default());
+        let (intake, delivery) = relay::intake().context("opening an event descriptor")?;
         let dataplane = Dataplane::start(DataplaneConfig {
             interface: config.interface.clone(),
             mtu: config.mtu,
             listen_port: config.listen_port,
             n_workers: n_workers(config.workers),
             plane: engine.plane(),
+            relays: Arc::clone(&sender),
+            delivery,
         })?;
+        let relays = Relays::new(sender, intake, node_key, config.dialer());
         let links = Links::open()?;
         let own = (netmap.node.ipv4, netmap.node.ipv6);
         let configured = links
@@ -135,6 +147,8 @@ impl Overlay {
         let mut overlay = Self {
             engine,
             dataplane,
+            relays,
+            disco_key: told_disco_key,
             endpoints: Vec::new(),
             links,
             index,
@@ -146,6 +160,7 @@ impl Overlay {
             upstreams,
             liveness: Arc::clone(parts.liveness),
             interface: config.interface.clone(),
+            wants_port_mapping: config.port_mapping,
             tasks,
             cancel,
         };
@@ -154,6 +169,7 @@ impl Overlay {
         overlay
             .engine
             .handle_control(now, Update::LocalEndpoints(endpoints));
+        overlay.refresh_gateway().await;
         overlay
             .wire(parts.settings.dns && config.dns, parts.state)
             .await;
@@ -169,8 +185,31 @@ impl Overlay {
             // A task that broke has said so in the log; here only its end counts.
             let _ = task.await;
         }
+        // A gateway should not forward to what is gone.
+        let now = Instant::now();
+        self.engine.handle_control(now, Update::Gateway(None));
+        while let Some(transmit) = self.engine.poll_transmit() {
+            self.dataplane.send(&transmit);
+        }
+        self.relays.stop().await;
         self.dataplane.shutdown();
         tracing::info!("the overlay is down");
+    }
+
+    /// The node's key was replaced.
+    pub(super) fn set_node_key(&mut self, node_key: NodePrivateKey) {
+        self.relays.set_node_key(node_key.clone());
+        let update = Update::NodeKey(node_key);
+        self.engine.handle_control(Instant::now(), update);
+    }
+
+    /// Something happened at a relay's link.
+    pub(super) fn on_relay(&mut self, event: RelayEvent) {
+        let update = match event {
+            RelayEvent::Up(relay) => Update::RelayUp(relay),
+            RelayEvent::Down(relay) => Update::RelayDown(relay),
+        };
+        self.engine.handle_control(Instant::now(), update);
     }
 
     /// Whether the overlay has the addresses that the map wants.
@@ -205,6 +244,20 @@ impl Overlay {
         let is_changed = endpoints != self.endpoints;
         self.endpoints = endpoints;
         is_changed
+    }
+
+    /// Looks where the gateway is that may map a port.
+    pub(super) async fn refresh_gateway(&mut self) {
+        if !self.wants_port_mapping {
+            return;
+        }
+        match self.links.gateway().await {
+            Ok(gateway) => {
+                let update = Update::Gateway(gateway);
+                self.engine.handle_control(Instant::now(), update);
+            }
+            Err(err) => tracing::warn!(%err, "cannot find the gateway"),
+        }
     }
 
     /// Tells firewall and resolver of the overlay; takes the names out where `meshctl set dns=off` says so.
@@ -258,6 +311,13 @@ impl Overlay {
             n_models,
         }
     }
+}
+
+/// Bytes that nobody can foretell.
+fn secret() -> anyhow::Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).context("the system's random source")?;
+    Ok(secret)
 }
 
 async fn run_gateway(gateway: Arc<Gateway>, cancel: CancellationToken) {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use mesh_engine::{Event, PingToken, Update};
+use mesh_engine::{Destination, Event, PingToken, Update};
 use mesh_proto::auth_key::pin_of;
 use mesh_proto::control::{N_ENDPOINTS_MAX, code};
-use mesh_proto::id::NodeId;
+use mesh_proto::id::{NodeId, RelayId};
 use mesh_proto::local::{CoordinatorStatus, PathStatus, PingReply, Settings};
 use mesh_proto::netmap::{Netmap, Revision};
 use mesh_proto::share::HostOffers;
@@ -21,6 +21,7 @@ use super::command::{Answer, names_node};
 use super::map::{Applied, MapKeeper};
 use super::overlay::{Overlay, Parts};
 use crate::control::{self, ControlEvent, Credentials, Link, Report};
+use crate::dial::Dialer;
 use crate::local::LocalError;
 use crate::state_dir::{Membership, StateDir};
 use crate::view::{ByIpv4, View};
@@ -50,7 +51,6 @@ pub(super) struct Session {
     report: watch::Sender<Report>,
     revision: watch::Sender<Option<Revision>>,
     redial: watch::Sender<u64>,
-    reflexive: Vec<SocketAddr>,
     pings: BTreeMap<PingToken, Answer<PingReply>>,
     tasks: JoinSet<()>,
     cancel: CancellationToken,
@@ -70,7 +70,11 @@ pub(super) struct ControlState {
 
 impl Session {
     /// Starts talking to the coordinator, from the map on disk if there is one.
-    pub(super) fn start(membership: Membership, state: &StateDir) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        membership: Membership,
+        state: &StateDir,
+        dialer: &Dialer,
+    ) -> anyhow::Result<Self> {
         let machine_key = state.machine_key()?;
         anyhow::ensure!(
             NodeId::of(&machine_key.public()) == membership.node_id,
@@ -91,6 +95,7 @@ impl Session {
                 Arc::clone(&tls),
                 credentials.machine_key.clone(),
             )
+            .through(dialer.clone())
         };
         let map = MapKeeper::load(state, &credentials)?;
         let cancel = CancellationToken::new();
@@ -129,7 +134,6 @@ impl Session {
             report,
             revision,
             redial,
-            reflexive: Vec::new(),
             pings: BTreeMap::new(),
             tasks,
             cancel,
@@ -238,6 +242,7 @@ impl Session {
             },
         };
         self.retry = None;
+        overlay.relays.set_known(&netmap.network.relays);
         overlay.engine.handle_control(
             Instant::now(),
             Update::Netmap {
@@ -261,8 +266,7 @@ impl Session {
             Ok(Some(node_key)) => {
                 tracing::info!("the coordinator has the new tunnel key already; it is in use now");
                 if let Some(overlay) = &mut self.overlay {
-                    let update = Update::NodeKey(node_key);
-                    overlay.engine.handle_control(Instant::now(), update);
+                    overlay.set_node_key(node_key);
                 }
             }
             Err(err) => tracing::warn!(%err, "cannot take the new tunnel key into use"),
@@ -328,7 +332,7 @@ impl Session {
         ))));
     }
 
-    /// Sends what the engine has to say; true when this node's endpoints changed.
+    /// Sends what the engine has to say; true when the coordinator should hear of it.
     pub(super) fn drain(&mut self) -> bool {
         let Some(overlay) = &mut self.overlay else {
             return false;
@@ -339,19 +343,17 @@ impl Session {
         let mut is_moved = false;
         while let Some(event) = overlay.engine.poll_event() {
             match event {
-                Event::ReflexiveEndpoint(endpoint) => {
-                    if !self.reflexive.contains(&endpoint) {
-                        self.reflexive
-                            .retain(|known| known.is_ipv4() != endpoint.is_ipv4());
-                        self.reflexive.push(endpoint);
-                        is_moved = true;
-                    }
+                Event::ReflexiveEndpoint(_) | Event::PortMapped(_) => is_moved = true,
+                Event::HomeRelay(relay) => {
+                    overlay.relays.set_home(relay);
+                    is_moved = true;
                 }
+                Event::NeedRelay(relay) => overlay.relays.need(relay),
                 Event::Pong {
                     node,
                     token,
                     rtt,
-                    endpoint,
+                    path,
                 } => {
                     if let (Some(answer), Some(peer)) = (
                         self.pings.remove(&token),
@@ -359,9 +361,7 @@ impl Session {
                             .as_ref()
                             .and_then(|netmap| netmap.peers.get(&node)),
                     ) {
-                        let path = endpoint.map_or(PathStatus::Connecting, |endpoint| {
-                            PathStatus::Direct { endpoint }
-                        });
+                        let path = path_status(path, self.shown.as_deref());
                         let reply = PingReply {
                             id: node,
                             name: peer.name.clone(),
@@ -375,8 +375,8 @@ impl Session {
                 }
                 Event::PeerUp { node } => tracing::info!(peer = %node, "session"),
                 Event::PeerDown { node } => tracing::info!(peer = %node, "session over"),
-                Event::PathChanged { node, endpoint } => {
-                    tracing::debug!(peer = %node, %endpoint, "path")
+                Event::PathChanged { node, path } => {
+                    tracing::debug!(peer = %node, ?path, "path");
                 }
             }
         }
@@ -385,24 +385,18 @@ impl Session {
 
     /// Tells the coordinator where this node is and what it shares, if that changed.
     pub(super) fn report(&self, offers: &Arc<HostOffers>) {
-        let mut endpoints = self
-            .overlay
-            .as_ref()
-            .map(|overlay| overlay.endpoints.clone())
-            .unwrap_or_default();
-        // What others saw is worth more than the last of many addresses of a machine's own.
-        endpoints.truncate(N_ENDPOINTS_MAX.saturating_sub(self.reflexive.len()));
-        endpoints.extend(self.reflexive.iter().copied());
-        let mut seen = std::collections::BTreeSet::new();
-        endpoints.retain(|endpoint| seen.insert(*endpoint));
-        endpoints.truncate(N_ENDPOINTS_MAX);
+        let overlay = self.overlay.as_ref();
+        let mut candidates = overlay.map_or_else(Vec::new, |overlay| overlay.engine.candidates());
+        candidates.truncate(N_ENDPOINTS_MAX);
         // Until the overlay is up nothing is known, and telling nothing would erase what the coordinator has.
         let is_connected = self.status.is_connected && self.overlay.is_some();
         self.report.send_if_modified(|report| {
             let next = Report {
                 n_streams: report.n_streams,
                 is_connected,
-                endpoints,
+                candidates,
+                disco_key: overlay.map(|overlay| overlay.disco_key),
+                home_relay: overlay.and_then(|overlay| overlay.engine.home_relay()),
                 offers: Arc::clone(offers),
             };
             let is_changed = *report != next;
@@ -416,22 +410,26 @@ impl Session {
         let Some(overlay) = &mut self.overlay else {
             return false;
         };
-        if !overlay.refresh_endpoints().await {
+        let is_moved = overlay.refresh_endpoints().await;
+        overlay.refresh_gateway().await;
+        if !is_moved {
             return false;
         }
         tracing::info!("the network changed");
-        self.reflexive.clear();
         overlay.dataplane.rebind();
         overlay
             .engine
             .handle_control(now, Update::LocalEndpoints(overlay.endpoints.clone()));
         overlay.engine.handle_control(now, Update::Rebind);
+        overlay.relays.redial();
         self.redial.send_modify(|n| *n += 1);
         true
     }
 
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
-        self.report.borrow().endpoints.clone()
+        let report = self.report.borrow();
+        let candidates = report.candidates.iter();
+        candidates.map(|candidate| candidate.endpoint).collect()
     }
 
     pub(super) fn find_peer(&self, text: &str) -> Option<NodeId> {
@@ -470,6 +468,17 @@ impl Session {
         }
     }
 
+    /// What a relay is called; empty when the map does not name it.
+    pub(super) fn relay_name(&self, id: &RelayId) -> String {
+        let netmap = self.shown.as_deref();
+        netmap.map_or_else(String::new, |netmap| relay_name(netmap, id))
+    }
+
+    /// A path as people see it.
+    pub(super) fn path_status(&self, path: Option<Destination>) -> PathStatus {
+        path_status(path, self.shown.as_deref())
+    }
+
     pub(super) fn coordinator_status(&self) -> CoordinatorStatus {
         CoordinatorStatus {
             url: self.status.url.clone(),
@@ -482,6 +491,23 @@ impl Session {
             error: self.status.error.clone(),
         }
     }
+}
+
+/// A path as people see it.
+fn path_status(path: Option<Destination>, netmap: Option<&Netmap>) -> PathStatus {
+    match path {
+        None => PathStatus::Connecting,
+        Some(Destination::Udp(endpoint)) => PathStatus::Direct { endpoint },
+        Some(Destination::Relay { relay, .. }) => PathStatus::Relayed {
+            relay,
+            name: netmap.map_or_else(String::new, |netmap| relay_name(netmap, &relay)),
+        },
+    }
+}
+
+fn relay_name(netmap: &Netmap, id: &RelayId) -> String {
+    let found = netmap.network.relays.iter().find(|relay| relay.id == *id);
+    found.map_or_else(String::new, |relay| relay.name.clone())
 }
 
 /// How long until an overlay that could not be made is tried again: soon, then more rarely.

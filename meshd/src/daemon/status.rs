@@ -6,11 +6,13 @@ use std::time::Instant;
 use mesh_proto::control::code;
 use mesh_proto::id::NodeId;
 use mesh_proto::local::{
-    DnsStatus, NodeStatus, PathStatus, PeerStatus, Problem, ShareStatus, Status,
+    DnsStatus, NetCheck, NodeStatus, PathStatus, PeerStatus, PortMapping, Problem, RelayCheck,
+    ShareStatus, Status,
 };
 use mesh_proto::netmap::Revision;
 
 use super::Daemon;
+use super::overlay::Overlay;
 use super::session::Session;
 use crate::local::LocalError;
 
@@ -141,10 +143,51 @@ impl Daemon {
             .and_then(|session| session.overlay.as_ref());
         overlay
             .map(|overlay| overlay.dns_status(&self.view))
-            .ok_or_else(|| {
-                LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
-            })
+            .ok_or_else(not_up)
     }
+
+    /// Asks what the network looks like.
+    pub(super) fn look_around(&mut self) -> Result<(), LocalError> {
+        let session = self.session.as_mut();
+        let overlay = session.and_then(|session| session.overlay.as_mut());
+        let overlay = overlay.ok_or_else(not_up)?;
+        overlay.engine.look_around(Instant::now());
+        Ok(())
+    }
+
+    /// What the network looks like, and whether no more is to be known of it now.
+    pub(super) fn net_check(&self) -> Result<(bool, NetCheck), LocalError> {
+        let session = self.session.as_ref().ok_or_else(not_up)?;
+        let overlay = session.overlay.as_ref().ok_or_else(not_up)?;
+        Ok(net_check(overlay, session))
+    }
+}
+
+fn not_up() -> LocalError {
+    LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
+}
+
+fn net_check(overlay: &Overlay, session: &Session) -> (bool, NetCheck) {
+    let report = overlay.engine.net_report(Instant::now());
+    let relays = report.relays.into_iter().map(|relay| RelayCheck {
+        id: relay.id,
+        name: session.relay_name(&relay.id),
+        rtt_ms: relay.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+        is_connected: relay.is_up,
+        is_home: report.home_relay == Some(relay.id),
+    });
+    let check = NetCheck {
+        has_udp_ipv4: report.has_udp_ipv4,
+        has_udp_ipv6: report.has_udp_ipv6,
+        reflexive: report.reflexive,
+        mapping: report.mapping,
+        port_mapping: report.port_mapping.map(|(endpoint, protocol)| PortMapping {
+            endpoint,
+            protocol: protocol.to_owned(),
+        }),
+        relays: relays.collect(),
+    };
+    (report.is_settled, check)
 }
 
 fn older_map(told: Revision, known: Revision) -> Problem {
@@ -176,11 +219,7 @@ fn peer_statuses(session: &Session) -> Vec<PeerStatus> {
         .map(|(id, peer)| {
             let stats = stats.get(id);
             let path = match stats {
-                Some(stats) if stats.is_up => stats
-                    .endpoint
-                    .map_or(PathStatus::Connecting, |endpoint| PathStatus::Direct {
-                        endpoint,
-                    }),
+                Some(stats) if stats.is_up => session.path_status(stats.path),
                 Some(_) | None => PathStatus::Idle,
             };
             PeerStatus {
@@ -193,6 +232,10 @@ fn peer_statuses(session: &Session) -> Vec<PeerStatus> {
                 is_online: peer.is_online,
                 last_seen_ms: peer.last_seen_ms,
                 path,
+                rtt_ms: stats
+                    .filter(|stats| stats.is_up)
+                    .and_then(|stats| stats.rtt)
+                    .map(|rtt| rtt.as_secs_f64() * 1e3),
                 rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
                 tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
                 last_handshake_ms_ago: stats

@@ -65,6 +65,12 @@ counters! {
     rx_datagrams,
     /// Bytes of datagrams received.
     rx_datagram_bytes,
+    /// Datagrams that a relay's link took.
+    tx_relayed,
+    /// Datagrams that relays delivered.
+    rx_relayed,
+    /// Datagrams for a relay without a link, or whose link was full.
+    relay_lost,
     /// Packets of this machine to its own service ports, and back.
     reflected,
     /// Packets that wait for a session.
@@ -96,6 +102,12 @@ impl Counters {
         self.rx_datagrams
             .add(n_bytes.div_ceil(datagrams.stride.max(1)));
         self.rx_datagram_bytes.add(n_bytes);
+    }
+
+    /// So many of these datagrams a relay's link took.
+    pub(super) fn relayed(&self, n_taken: usize, n_datagrams: usize) {
+        self.tx_relayed.add(n_taken);
+        self.relay_lost.add(n_datagrams.saturating_sub(n_taken));
     }
 
     pub(super) fn sent(&self, n_datagrams: usize, n_bytes: usize) {

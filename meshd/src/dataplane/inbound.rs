@@ -1,4 +1,4 @@
-//! UDP to TUN: datagrams of peers, opened, admitted, merged, and given to this machine many at a time.
+//! UDP and relays to TUN: datagrams of peers, opened, admitted, merged, and given to this machine many at a time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,9 +10,13 @@ use mesh_io::TunCapabilities;
 use mesh_io::buf::Arena;
 use mesh_io::offload::Merger;
 use mesh_io::udp::RecvBatch;
+use mesh_proto::id::RelayId;
+use mesh_proto::key::NodeKey;
+use mesh_proto::relay::{FRAME_MAX, Frame, frame_len};
 
 use super::steer::{self, Side};
 use super::worker::Link;
+use crate::relay::{Chunk, Delivery};
 
 /// So many opened bytes, then they go to the TUN: a full read of the socket.
 const ARENA_LEN: usize = 256 << 10;
@@ -20,26 +24,42 @@ const ARENA_LEN: usize = 256 << 10;
 const N_PACKETS: usize = 1024;
 /// So many are opened under one lock and then looked at while they still lie in the nearest cache.
 const N_RUN: usize = 16;
+/// Chunks of relays that are opened in one go; then the sockets have their turn.
+const N_CHUNKS: usize = 4;
 /// A socket that gives nothing but errors will not recover.
 const MAX_ERRORS: u32 = 1000;
+
+/// Where a datagram came from.
+#[derive(Clone, Copy)]
+enum Origin {
+    Udp(SocketAddr),
+    Relay(RelayId, NodeKey),
+}
 
 /// The way in.
 pub(super) struct Inward {
     received: RecvBatch,
+    opening: Opening,
+    n_errors: u32,
+}
+
+/// Room for what is opened.
+struct Opening {
     arena: Arena,
     merger: Merger,
     /// Opened packets of the peer at hand.
     opened: Vec<Range<usize>>,
-    n_errors: u32,
 }
 
 impl Inward {
     pub(super) fn new(tun: TunCapabilities) -> Self {
         Self {
             received: RecvBatch::new(),
-            arena: Arena::new(ARENA_LEN),
-            merger: Merger::new(tun, N_PACKETS),
-            opened: Vec::with_capacity(N_RUN),
+            opening: Opening {
+                arena: Arena::new(ARENA_LEN),
+                merger: Merger::new(tun, N_PACKETS),
+                opened: Vec::with_capacity(N_RUN),
+            },
             n_errors: 0,
         }
     }
@@ -69,13 +89,68 @@ impl Inward {
     }
 
     fn on_read(&mut self, link: &Link) -> u64 {
+        let counters = &link.inputs.counters;
+        let datagrams = self.received.iter().flat_map(|datagrams| {
+            counters.received(&datagrams);
+            let from = Origin::Udp(datagrams.from);
+            datagrams.iter().map(move |datagram| (from, datagram))
+        });
+        self.opening.take(link, datagrams)
+    }
+
+    /// Opens what relays delivered; gives the queues that were written to, a bit each.
+    pub(super) fn take_delivery(&mut self, link: &Link, delivery: &mut Delivery) -> u64 {
+        delivery.answer();
+        let mut written = 0;
+        for _ in 0..N_CHUNKS {
+            let Some(chunk) = delivery.next() else {
+                return written;
+            };
+            written |= self.opening.take(
+                link,
+                datagrams(&chunk).inspect(|_| {
+                    link.inputs.counters.rx_relayed.add(1);
+                }),
+            );
+        }
+        delivery.look_again();
+        written
+    }
+}
+
+/// The datagrams in a relay's frames.
+fn datagrams(chunk: &Chunk) -> impl Iterator<Item = (Origin, &[u8])> {
+    let relay = chunk.relay;
+    let mut rest = &chunk.frames[..];
+    let frames = std::iter::from_fn(move || {
+        let len = frame_len(rest, FRAME_MAX).ok()??;
+        let (frame, after) = rest.split_at_checked(len)?;
+        rest = after;
+        Some(frame)
+    });
+    let received = frames.filter_map(|frame| match Frame::parse(frame) {
+        Ok(Frame::Received { from, datagrams }) => Some((from, datagrams)),
+        Ok(_) | Err(_) => None,
+    });
+    received.flat_map(move |(from, datagrams)| {
+        let from = Origin::Relay(relay, from);
+        datagrams.iter().map(move |datagram| (from, datagram))
+    })
+}
+
+impl Opening {
+    /// Opens, admits and writes.
+    fn take<'a>(
+        &mut self,
+        link: &Link,
+        mut datagrams: impl Iterator<Item = (Origin, &'a [u8])>,
+    ) -> u64 {
         let Self {
-            received,
             arena,
             merger,
             opened,
-            ..
         } = self;
+        let counters = &link.inputs.counters;
         let mut batch = Batch {
             link,
             now: Instant::now(),
@@ -84,12 +159,6 @@ impl Inward {
             opened,
             written: 0,
         };
-        let counters = &link.inputs.counters;
-        let mut datagrams = received.iter().flat_map(|datagrams| {
-            counters.received(&datagrams);
-            let from = datagrams.from;
-            datagrams.iter().map(move |datagram| (from, datagram))
-        });
         let mut next = datagrams.next();
         while let Some((from, datagram)) = next {
             next = match link.plane.inbound(batch.now, datagram) {
@@ -102,7 +171,10 @@ impl Inward {
                     after
                 }
                 Inbound::Control => {
-                    link.inputs.datagram(from, datagram);
+                    match from {
+                        Origin::Udp(from) => link.inputs.datagram(from, datagram),
+                        Origin::Relay(relay, from) => link.inputs.relayed(relay, from, datagram),
+                    }
                     datagrams.next()
                 }
                 Inbound::Drop(reason) => {
@@ -136,13 +208,18 @@ impl Batch<'_> {
     fn open_run<'a>(
         &mut self,
         peer: &PeerHandle,
-        first: (SocketAddr, &'a [u8]),
-        datagrams: &mut impl Iterator<Item = (SocketAddr, &'a [u8])>,
-    ) -> Option<(SocketAddr, &'a [u8])> {
+        first: (Origin, &'a [u8]),
+        datagrams: &mut impl Iterator<Item = (Origin, &'a [u8])>,
+    ) -> Option<(Origin, &'a [u8])> {
         let (mut from, mut datagram) = first;
         let mut opener = peer.open();
         let after = loop {
-            match opener.open(from, datagram, self.arena.spare()) {
+            let out = self.arena.spare();
+            let opened = match from {
+                Origin::Udp(from) => opener.open(from, datagram, out),
+                Origin::Relay(relay, _) => opener.open_relayed(relay, datagram, out),
+            };
+            match opened {
                 Opened::Packet(len) => self.opened.push(self.arena.commit(len)),
                 Opened::Keepalive => {}
                 Opened::Dropped(reason) => self.link.inputs.counters.drop_for(reason),

@@ -1,12 +1,12 @@
-//! TUN to UDP: packets of this machine, split, sealed, and sent many at a time.
+//! TUN to UDP and relays: packets of this machine, split, sealed, and sent many at a time.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mesh_engine::{
-    ChecksumState, Outbound, PeerHandle, SEAL_BUFFER_MIN, SEAL_OVERHEAD, Sealed, Sealer,
+    ChecksumState, Destination, Outbound, PeerHandle, SEAL_BUFFER_MIN, SEAL_OVERHEAD, Sealed,
+    Sealer,
 };
 use mesh_io::buf::Arena;
 use mesh_io::offload::{Gso, OffloadError, Segments, VirtioHeader, complete_checksum};
@@ -52,10 +52,10 @@ struct Batch {
     blocked_since: Option<Instant>,
 }
 
-/// Datagrams to one endpoint, all of length `stride` but the last.
+/// Datagrams that go one way, all of length `stride` but the last.
 #[derive(Debug)]
 struct Run {
-    dst: SocketAddr,
+    dst: Destination,
     range: Range<usize>,
     stride: usize,
     is_closed: bool,
@@ -167,7 +167,7 @@ fn seal_single(link: &Link, peer: &PeerHandle, packet: &[u8], batch: &mut Batch)
     if !batch.make_room(link, packet.len()) {
         return;
     }
-    let dst = peer.endpoint();
+    let dst = peer.destination();
     let mut sealer = peer.seal();
     seal(link, &mut sealer, dst, packet, batch);
     if let Some(event) = sealer.finish() {
@@ -189,7 +189,7 @@ fn seal_segments(
         if !batch.make_room(link, n_bytes.min(ARENA_LEN - SEAL_OVERHEAD)) {
             return Ok(());
         }
-        let dst = peer.endpoint();
+        let dst = peer.destination();
         let mut sealer = peer.seal();
         let mut result = Ok(());
         while batch.has_room(segments.max_len()) {
@@ -216,7 +216,7 @@ fn seal_segments(
 fn seal(
     link: &Link,
     sealer: &mut Sealer<'_>,
-    dst: Option<SocketAddr>,
+    dst: Option<Destination>,
     packet: &[u8],
     batch: &mut Batch,
 ) {
@@ -260,7 +260,7 @@ impl Batch {
     }
 
     /// Keeps the datagram that was just sealed.
-    fn push(&mut self, dst: SocketAddr, len: usize) {
+    fn push(&mut self, dst: Destination, len: usize) {
         let range = self.arena.commit(len);
         if let Some(run) = self.runs.last_mut()
             && run.dst == dst
@@ -291,7 +291,16 @@ impl Batch {
                 self.n_sent += 1;
                 continue;
             }
-            match link.socket.send(run.dst, bytes, run.stride) {
+            let endpoint = match run.dst {
+                Destination::Udp(endpoint) => endpoint,
+                Destination::Relay { relay, peer } => {
+                    let n = link.relays.send(&relay, &peer, bytes, run.stride);
+                    counters.relayed(n, bytes.len().div_ceil(run.stride));
+                    run.range.start = run.range.end;
+                    continue;
+                }
+            };
+            match link.socket.send(endpoint, bytes, run.stride) {
                 Ok(n) => {
                     counters.sent(n.div_ceil(run.stride), n);
                     run.range.start += n;
@@ -322,14 +331,16 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]
     fn a_run_ends_with_a_short_datagram_or_another_endpoint() {
         let mut batch = Batch::new(10_000);
         let (a, b) = (
-            SocketAddr::from(([1, 1, 1, 1], 1)),
-            SocketAddr::from(([2, 2, 2, 2], 2)),
+            Destination::Udp(SocketAddr::from(([1, 1, 1, 1], 1))),
+            Destination::Udp(SocketAddr::from(([2, 2, 2, 2], 2))),
         );
         let pushes = [
             (a, 100),

@@ -18,12 +18,14 @@ use mesh_io::wait::{Interest, Poller, Waker};
 use super::Inputs;
 use super::inbound::Inward;
 use super::outbound::{Flushed, Outward};
+use crate::relay::{Delivery, RelaySender};
 
 /// TUN queues of each worker. More make it less likely that a chat shares one with a bulk stream.
 pub(super) const N_QUEUES: usize = 4;
 
 const SOCKET: u32 = N_QUEUES as u32;
 const WAKER: u32 = SOCKET + 1;
+const BELL: u32 = WAKER + 1;
 
 /// What both directions use.
 pub(super) struct Link {
@@ -32,27 +34,36 @@ pub(super) struct Link {
     pub(super) next_queues: Vec<Arc<TunQueue>>,
     pub(super) socket: Arc<UdpSocket>,
     pub(super) plane: Arc<Plane>,
+    pub(super) relays: Arc<RelaySender>,
     pub(super) waker: Arc<Waker>,
     pub(super) inputs: Inputs,
     pub(super) tun: TunCapabilities,
 }
 
-/// Runs until the waker is used.
-pub(super) fn run(link: &Link) -> io::Result<()> {
+/// Runs until the waker is used. One worker opens what relays deliver.
+pub(super) fn run(link: &Link, mut delivery: Option<Delivery>) -> io::Result<()> {
     let poller = Poller::new()?;
     for (queue, token) in link.queues.iter().zip(0..) {
         poller.add(queue.as_fd(), token, Interest::Readable)?;
     }
     poller.add(link.socket.as_fd(), SOCKET, Interest::Readable)?;
     poller.add(link.waker.as_fd(), WAKER, Interest::Readable)?;
+    if let Some(delivery) = &delivery {
+        poller.add(delivery.as_fd(), BELL, Interest::Readable)?;
+    }
     let (mut inward, mut outward) = (Inward::new(link.tun), Outward::new());
     let mut is_blocked = false;
     while !link.waker.is_woken() {
         let ready = poller.wait(outward.patience(Instant::now()))?;
         // Queues whose flows were just given packets have answers, most often.
-        let mut queues = ready.readable & !(1 << SOCKET | 1 << WAKER);
+        let mut queues = ready.readable & !(1 << SOCKET | 1 << WAKER | 1 << BELL);
         if ready.readable & (1 << SOCKET) != 0 {
             queues |= inward.step(link)?;
+        }
+        if ready.readable & (1 << BELL) != 0
+            && let Some(delivery) = &mut delivery
+        {
+            queues |= inward.take_delivery(link, delivery);
         }
         let flushed = match outward.flush(link) {
             Flushed::All => outward.step(link, queues)?,

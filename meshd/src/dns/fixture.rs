@@ -57,6 +57,8 @@ pub(crate) fn peer(n: u8, name: &str, offers: HostOffers) -> (NodeId, PeerEntry)
         ipv4: [10, 77, 1, n].into(),
         ipv6: network().ipv6_of(&id),
         endpoints: vec![],
+        disco_key: None,
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,
@@ -83,6 +85,7 @@ pub(crate) fn view_of(own: HostOffers, peers: Vec<(NodeId, PeerEntry)>) -> View 
             service_ipv6: network().service_ipv6(),
             stun: vec![],
             coordinator_urls: vec![],
+            relays: vec![],
         },
         node: SelfNode {
             id,

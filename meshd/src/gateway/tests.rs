@@ -81,6 +81,8 @@ pub(super) fn peer(n: u8, models: Vec<Offer>) -> (NodeId, PeerEntry) {
         ipv4: Ipv4Addr::new(127, 0, 0, n),
         ipv6: Ipv6Addr::from([n; 16]),
         endpoints: Vec::new(),
+        disco_key: None,
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,
@@ -105,6 +107,7 @@ pub(super) fn view(peers: Vec<(NodeId, PeerEntry)>) -> Arc<View> {
             service_ipv6: id.service_ipv6(),
             stun: Vec::new(),
             coordinator_urls: Vec::new(),
+            relays: Vec::new(),
         },
         node: SelfNode {
             id: NodeId::of(&machine.public()),

@@ -21,8 +21,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_proto::control::{ErrorBody, code};
 use mesh_proto::local::{
-    PATH_BUGREPORT, PATH_DNS, PATH_DOWN, PATH_LOGOUT, PATH_METRICS, PATH_MODELS, PATH_PING,
-    PATH_ROTATE, PATH_SETTINGS, PATH_SHARE, PATH_STATUS, PATH_UP,
+    PATH_BUGREPORT, PATH_DNS, PATH_DOWN, PATH_LOGOUT, PATH_METRICS, PATH_MODELS, PATH_NETCHECK,
+    PATH_PING, PATH_ROTATE, PATH_SETTINGS, PATH_SHARE, PATH_STATUS, PATH_UP,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -313,6 +313,7 @@ async fn route<A: LocalApi>(
         (&Method::GET, PATH_SETTINGS) => json(&api.settings().await?),
         (&Method::POST, PATH_SETTINGS) => json(&api.set(body(request).await?).await?),
         (&Method::GET, PATH_DNS) => json(&api.dns().await?),
+        (&Method::GET, PATH_NETCHECK) => json(&api.netcheck().await?),
         (&Method::GET, PATH_METRICS) => Ok(text(api.metrics().await?)),
         (&Method::GET, PATH_BUGREPORT) => json(&api.bugreport().await?),
         _ => Err(LocalError::new(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mesh_proto::control::{ErrorBody, code};
 use mesh_proto::local::{
-    DnsStatus, Models, NameMode, PingReply, PingRequest, RunState, SetRequest, Settings,
+    DnsStatus, Models, NameMode, NetCheck, PingReply, PingRequest, RunState, SetRequest, Settings,
     ShareRequest, ShareStatus, Status, UpRequest,
 };
 use tempfile::TempDir;
@@ -96,6 +96,10 @@ impl LocalApi for FakeDaemon {
 
     async fn set(&self, request: SetRequest) -> Result<Settings, LocalError> {
         apply_settings(&self.settings, &request)
+    }
+
+    async fn netcheck(&self) -> Result<NetCheck, LocalError> {
+        Err(LocalError::new(code::NEEDS_LOGIN, "the node is not up"))
     }
 
     async fn dns(&self) -> Result<DnsStatus, LocalError> {

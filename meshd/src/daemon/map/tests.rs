@@ -63,6 +63,7 @@ impl Stage {
                 service_ipv6: id.service_ipv6(),
                 stun: Vec::new(),
                 coordinator_urls: Vec::new(),
+                relays: vec![],
             },
             node: SelfNode {
                 id: self.credentials.node_id,
@@ -100,6 +101,8 @@ fn peer(n: u8) -> (NodeId, PeerEntry) {
         ipv4: [10, 1, 2, n].into(),
         ipv6: [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into(),
         endpoints: Vec::new(),
+        disco_key: None,
+        home_relay: None,
         expires_at_ms: None,
         is_online: true,
         last_seen_ms: None,

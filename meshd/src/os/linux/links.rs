@@ -9,7 +9,9 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
@@ -207,6 +209,20 @@ impl Links {
             .collect())
     }
 
+    /// The IPv4 gateway towards the internet and this machine's address on its network, where that is a private one: who
+    /// has a public address needs no port mapping.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn gateway(&self) -> Result<Option<(IpAddr, IpAddr)>, LinksError> {
+        let routes = self.routes(IpNet::V4(Ipv4Net::default())).await?;
+        let gateway = routes.iter().filter_map(default_gateway).min();
+        Ok(gateway.and_then(|(_, gateway)| {
+            let own = own_address_towards(gateway).ok()?;
+            is_private(own).then_some((IpAddr::V4(gateway), IpAddr::V4(own)))
+        }))
+    }
+
     async fn check_clash(&self, own_index: u32, overlay: &Overlay) -> Result<(), LinksError> {
         for mesh in [IpNet::V4(overlay.pool), IpNet::V6(overlay.prefix)] {
             for message in self.routes(mesh).await? {
@@ -313,6 +329,42 @@ pub(super) fn unicast_route(message: &RouteMessage) -> Option<(IpNet, u32)> {
         IpNet::new(to?, message.header.destination_prefix_length).ok()?,
         index?,
     ))
+}
+
+/// The metric and the gateway of a default route.
+fn default_gateway(message: &RouteMessage) -> Option<(u32, Ipv4Addr)> {
+    let header = &message.header;
+    if header.kind != RouteType::Unicast
+        || header.destination_prefix_length != 0
+        || header.table != RouteHeader::RT_TABLE_MAIN
+    {
+        return None;
+    }
+    let (mut metric, mut gateway) = (0, None);
+    for attribute in &message.attributes {
+        if let RouteAttribute::Gateway(RouteAddress::Inet(ip)) = attribute {
+            gateway = Some(*ip);
+        } else if let RouteAttribute::Priority(priority) = attribute {
+            metric = *priority;
+        }
+    }
+    Some((metric, gateway?))
+}
+
+/// The address that the kernel would send from. Connecting a UDP socket sends nothing.
+fn own_address_towards(gateway: Ipv4Addr) -> io::Result<Ipv4Addr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((gateway, 9))?;
+    match socket.local_addr()?.ip() {
+        IpAddr::V4(ip) => Ok(ip),
+        IpAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
+    }
+}
+
+/// Private (RFC 1918) or a carrier's (RFC 6598).
+const fn is_private(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    ip.is_private() || (a == 100 && b & 0xc0 == 64)
 }
 
 fn is_clash(mesh: IpNet, route: IpNet) -> bool {

@@ -45,6 +45,11 @@ fn local_addresses_and_their_changes_are_told() {
     namespace::run("os::linux::links::tests::inner_changes");
 }
 
+#[test]
+fn the_gateway_is_found_where_it_may_map_a_port() {
+    namespace::run("os::linux::links::tests::inner_gateway");
+}
+
 const OVERLAY: Overlay = Overlay {
     ipv4: Ipv4Addr::new(10, 77, 1, 9),
     ipv6: Ipv6Addr::new(0xfdab, 0xabab, 0xabab, 0, 0, 0, 0, 9),
@@ -173,4 +178,35 @@ async fn inner_changes() {
     let addrs = links.local_addrs(Some(overlay)).await.unwrap();
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["192.168.5.2", "2001:db8::5", "172.17.0.1"]);
+}
+
+#[tokio::test]
+#[ignore = "runs in a namespace"]
+async fn inner_gateway() {
+    let links = Links::open().unwrap();
+    assert_eq!(links.gateway().await.unwrap(), None);
+    link(&links, "wan0", &[("203.0.113.2", 24)]).await;
+    link(&links, "lan0", &[("192.168.5.2", 24)]).await;
+    let default = |gateway: [u8; 4], metric| {
+        let builder = RouteMessageBuilder::<Ipv4Addr>::new();
+        builder.gateway(gateway.into()).priority(metric).build()
+    };
+    links
+        .add_route(default([192, 168, 5, 1], 100))
+        .await
+        .unwrap();
+    let lan = (
+        "192.168.5.1".parse().unwrap(),
+        "192.168.5.2".parse().unwrap(),
+    );
+    assert_eq!(links.gateway().await.unwrap(), Some(lan));
+    links
+        .add_route(default([203, 0, 113, 1], 50))
+        .await
+        .unwrap();
+    assert_eq!(
+        links.gateway().await.unwrap(),
+        None,
+        "a public address needs no mapping"
+    );
 }
