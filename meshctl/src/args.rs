@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Probe the way to a node
     Ping(PingArgs),
+    /// Show what the network around this node lets through
+    Netcheck,
     /// List the models that the mesh serves
     Models(ModelsArgs),
     /// Chat with a model

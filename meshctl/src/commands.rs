@@ -6,6 +6,7 @@ mod dns;
 mod down;
 mod metrics;
 mod models;
+mod netcheck;
 mod ping;
 mod rotate;
 mod run;
@@ -65,6 +66,7 @@ async fn choose(command: Command, client: &Client, output: &Output) -> Result<Ex
         Command::Share(args) => share::run(args, client, output).await,
         Command::Set(args) => set::run(args, client, output).await,
         Command::Dns(args) => dns::run(&args, client, output).await,
+        Command::Netcheck => netcheck::run(client, output).await,
         Command::Metrics => metrics::run(client, output).await,
         Command::Bugreport(args) => bugreport::run(args, client, output).await,
         Command::Rotate => rotate::run(client, output).await,

@@ -13,7 +13,7 @@ use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
 pub(crate) use table::Table;
-pub(crate) use text::{ago, bytes, clean, milliseconds, plural};
+pub(crate) use text::{ago, bytes, clean, milliseconds, plural, relay_words};
 
 use crate::exit::Failure;
 use printer::Printer;

@@ -11,7 +11,7 @@ use crate::args::PingArgs;
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
 use crate::near::{did_you_mean, near};
-use crate::output::{Output, milliseconds};
+use crate::output::{Output, milliseconds, relay_words};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -92,8 +92,9 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
 }
 
 fn describe(reply: &PingReply) -> String {
-    let way = match reply.path {
+    let way = match &reply.path {
         PathStatus::Direct { endpoint } => format!(" via {endpoint}"),
+        PathStatus::Relayed { relay, name } => format!(" via relay {}", relay_words(relay, name)),
         PathStatus::Idle | PathStatus::Connecting => String::new(),
     };
     format!(

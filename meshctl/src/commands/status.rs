@@ -10,7 +10,7 @@ use mesh_proto::local::{
 use crate::args::{Check, StatusArgs};
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Table, ago, bytes, clean, plural};
+use crate::output::{Output, Table, ago, bytes, clean, milliseconds, plural, relay_words};
 
 pub(super) async fn run(
     args: &StatusArgs,
@@ -192,11 +192,17 @@ fn peer_words(peer: &PeerStatus, now_ms: u64) -> String {
             |age| format!("offline, last seen {}", ago(age)),
         );
     }
-    let mut words = match peer.path {
+    let mut words = match &peer.path {
         PathStatus::Idle => "idle".to_owned(),
         PathStatus::Connecting => "connecting".to_owned(),
         PathStatus::Direct { endpoint } => format!("active; direct {endpoint}"),
+        PathStatus::Relayed { relay, name } => {
+            format!("active; relay {}", relay_words(relay, name))
+        }
     };
+    if let Some(rtt_ms) = peer.rtt_ms {
+        let _ = write!(words, ", {}", milliseconds(rtt_ms));
+    }
     if peer.n_models > 0 {
         let n_models = u64::try_from(peer.n_models).unwrap_or(u64::MAX);
         let _ = write!(words, "; shares {}", plural(n_models, "model"));

@@ -52,6 +52,15 @@ pub(crate) fn milliseconds(ms: f64) -> String {
     }
 }
 
+/// A relay by its name, or by its id when it has none.
+pub(crate) fn relay_words(id: &mesh_proto::id::RelayId, name: &str) -> String {
+    if name.is_empty() {
+        id.to_string()
+    } else {
+        clean(name)
+    }
+}
+
 /// Text of others with its control characters taken out: no peer or model moves our cursor.
 pub(crate) fn clean(text: &str) -> String {
     text.chars()

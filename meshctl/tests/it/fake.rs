@@ -19,7 +19,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh_proto::control::ErrorBody;
-use mesh_proto::id::{NetworkId, NodeId};
+use mesh_proto::id::{NetworkId, NodeId, RelayId};
 use mesh_proto::local::*;
 use mesh_proto::netmap::Revision;
 use serde::Serialize;
@@ -456,6 +456,7 @@ fn peer(n: u8, name: &str, user: &str) -> PeerStatus {
         is_online: true,
         last_seen_ms: None,
         path: PathStatus::Idle,
+        rtt_ms: None,
         rx_bytes: 0,
         tx_bytes: 0,
         last_handshake_ms_ago: None,
@@ -469,6 +470,7 @@ pub(crate) fn status_running() -> Status {
         path: PathStatus::Direct {
             endpoint: "192.0.2.7:41641".parse().unwrap(),
         },
+        rtt_ms: Some(12.34),
         rx_bytes: 3_565_158,
         tx_bytes: 1_234,
         last_handshake_ms_ago: Some(12_000),
@@ -477,6 +479,10 @@ pub(crate) fn status_running() -> Status {
     };
     let lab = PeerStatus {
         tags: vec!["tag:lab".parse().unwrap()],
+        path: PathStatus::Relayed {
+            relay: RelayId::from_bytes([7; 10]),
+            name: "tokyo".to_owned(),
+        },
         n_models: 1,
         ..peer(4, "lab", "anna")
     };

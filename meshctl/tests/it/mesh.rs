@@ -1,6 +1,8 @@
 //! Seeing the mesh: status, wait, ping, dns, settings.
 
 use insta::assert_snapshot;
+use mesh_proto::disco::Mapping;
+use mesh_proto::id::RelayId;
 use mesh_proto::local::*;
 
 use crate::fake::{Fake, node_id, status_of, status_running};
@@ -164,6 +166,69 @@ fn ping_tells_who_answered_by_which_way_and_how_fast() {
     );
     let text = fake.meshctl(&["ping", "gpu1", "-c", "2"]);
     assert_eq!(text.matches("pong from gpu1").count(), 2, "{text}");
+}
+
+#[test]
+fn ping_names_the_relay_that_carried_it() {
+    for (name, words) in [
+        ("tokyo", "via relay tokyo"),
+        ("", "via relay a4dqobyha4dqobyh"),
+    ] {
+        let reply = PingReply {
+            path: PathStatus::Relayed {
+                relay: RelayId::from_bytes([7; 10]),
+                name: name.to_owned(),
+            },
+            ..pong()
+        };
+        let fake = Fake::running().json("POST", PATH_PING, &reply).start();
+        let text = fake.meshctl(&["ping", "gpu1"]);
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn netcheck_shows_what_the_network_lets_through() {
+    let relay = |n: u8, name: &str| RelayCheck {
+        id: RelayId::from_bytes([n; 10]),
+        name: name.to_owned(),
+        rtt_ms: Some(12.34),
+        is_connected: true,
+        is_home: n == 1,
+    };
+    let easy = NetCheck {
+        has_udp_ipv4: true,
+        has_udp_ipv6: false,
+        reflexive: vec!["203.0.113.5:41820".parse().unwrap()],
+        mapping: Mapping::EndpointIndependent,
+        port_mapping: Some(PortMapping {
+            endpoint: "203.0.113.5:5000".parse().unwrap(),
+            protocol: "PCP".to_owned(),
+        }),
+        relays: vec![
+            relay(1, "tokyo"),
+            RelayCheck {
+                is_connected: false,
+                ..relay(2, "")
+            },
+        ],
+    };
+    let fake = Fake::running().json("GET", PATH_NETCHECK, &easy).start();
+    assert_snapshot!("netcheck", fake.both(&["netcheck"]));
+    let blocked = NetCheck {
+        has_udp_ipv4: false,
+        reflexive: Vec::new(),
+        mapping: Mapping::Unknown,
+        port_mapping: None,
+        relays: vec![RelayCheck {
+            rtt_ms: None,
+            is_connected: false,
+            ..relay(1, "tokyo")
+        }],
+        ..easy
+    };
+    let fake = Fake::running().json("GET", PATH_NETCHECK, &blocked).start();
+    assert_snapshot!("netcheck_blocked", fake.meshctl(&["netcheck"]));
 }
 
 #[test]
