@@ -187,6 +187,7 @@ impl Client {
         let update = NodeUpdate {
             endpoints: Some(vec![endpoint]),
             offers: None,
+            ..NodeUpdate::default()
         };
         let answer = self
             .send("POST", PATH_UPDATE, serde_json::to_vec(&update)?)

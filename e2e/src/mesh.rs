@@ -174,6 +174,8 @@ pub struct Node<'lab> {
     /// The host that it runs on.
     pub host: &'lab Host,
     process: Option<Process>,
+    /// The HTTP proxy of its environment.
+    proxy: Option<String>,
 }
 
 impl<'lab> Node<'lab> {
@@ -182,9 +184,18 @@ impl<'lab> Node<'lab> {
     /// # Errors
     /// When it does not come up.
     pub fn start(host: &'lab Host) -> Result<Self> {
+        Self::start_behind(host, None)
+    }
+
+    /// Starts `meshd` with an HTTP proxy (`http://HOST:PORT`) in its environment.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_behind(host: &'lab Host, proxy: Option<String>) -> Result<Self> {
         let mut node = Self {
             host,
             process: None,
+            proxy,
         };
         node.restart()?;
         Ok(node)
@@ -223,6 +234,9 @@ impl<'lab> Node<'lab> {
         self.kill();
         let mut command = self.host.command(tool::program("meshd")?);
         command.args(self.daemon_args());
+        if let Some(proxy) = &self.proxy {
+            command.env("HTTPS_PROXY", proxy);
+        }
         self.process = Some(self.host.spawn("meshd", command)?);
         Ok(())
     }

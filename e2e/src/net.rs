@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::process::{Process, ensure_success, stdout, tail};
 
+pub mod nat;
 pub mod sweep;
 
 /// No command that is run to its end may take longer.
@@ -204,6 +205,49 @@ END"
 table inet lose{n} {{
     chain in {{ type filter hook prerouting priority -299; iifname \"h{n}\" numgen random mod 100 < {percent} drop; }}
     chain out {{ type filter hook postrouting priority 299; oifname \"h{n}\" numgen random mod 100 < {percent} drop; }}
+}}
+END"
+        ))
+    }
+
+    /// Lets no UDP pass between hosts.
+    ///
+    /// # Errors
+    /// When the packet filter refuses.
+    pub fn block_udp(&self) -> Result<()> {
+        self.router_sh(
+            "nft -f - <<END
+table inet noudp {
+    chain forward { type filter hook forward priority -300; meta l4proto udp drop; }
+}
+END",
+        )
+    }
+
+    /// Ends [`Lab::block_udp`].
+    ///
+    /// # Errors
+    /// When it was not blocked.
+    pub fn pass_udp(&self) -> Result<()> {
+        self.router_sh("nft delete table inet noudp")
+    }
+
+    /// Lets a host reach one other and nothing else, as behind a company's proxy.
+    ///
+    /// # Errors
+    /// When the packet filter refuses.
+    pub fn confine(&self, host: &Host, to: &Host) -> Result<()> {
+        let (n, to_v4) = (self.number(host), to.ipv4);
+        self.router_sh(&format!(
+            "nft -f - <<END
+table inet confine{n} {{
+    chain forward {{
+        type filter hook forward priority -299;
+        iifname \"h{n}\" ip daddr != {to_v4} drop;
+        iifname \"h{n}\" meta nfproto ipv6 drop;
+        oifname \"h{n}\" ip saddr != {to_v4} drop;
+        oifname \"h{n}\" meta nfproto ipv6 drop;
+    }}
 }}
 END"
         ))

@@ -92,6 +92,11 @@ const PURE: &[&str] = &[
     "meshd/src/gateway/admit",
     "coordinator/src/ipam.rs",
     "coordinator/src/map/build.rs",
+    "coordinator/src/relay/hub.rs",
+    "coordinator/src/relay/hub",
+    "coordinator/src/relay/lane.rs",
+    "coordinator/src/relay/lane",
+    "coordinator/src/relay/rate.rs",
     "coordinator/src/state/apply.rs",
 ];
 

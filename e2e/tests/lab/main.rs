@@ -10,6 +10,8 @@ mod interop;
 mod join;
 mod lifecycle;
 mod names;
+mod paths;
+mod relay;
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,0 +1,135 @@
+//! Nodes that find no direct path: by the relay of the coordinator, by one that stands alone, through a proxy.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::mesh::{Coordinator, Node};
+use e2e::net::scenario;
+use e2e::probe::ping;
+use e2e::process::ensure_success;
+use e2e::tool;
+use e2e::wait::{time_until, wait_until};
+use mesh_proto::local::PathStatus;
+
+/// Data must pass within this, from the first packet on.
+const FIRST_DATA: Duration = Duration::from_secs(3);
+/// After a relay came back.
+const DATA_AGAIN: Duration = Duration::from_secs(5);
+
+fn ensure_relayed(from: &Node<'_>, to: &Node<'_>) -> Result<()> {
+    let target = to.ipv4()?;
+    let status = from.status()?;
+    let peer = status.peers.iter().find(|peer| peer.ipv4 == target);
+    let path = &peer.context("no such peer")?.path;
+    ensure!(
+        matches!(path, PathStatus::Relayed { .. }),
+        "the path is {path:?}"
+    );
+    Ok(())
+}
+
+/// Many packets of full size, close behind each other, and none may be lost.
+fn ensure_lossless(from: &Node<'_>, to: &Node<'_>) -> Result<()> {
+    let target = to.ipv4()?;
+    let script = format!("ping -q -c 200 -i 0.01 -s 1200 -W 3 {target}");
+    let said = from.host.sh(&script)?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn nodes_without_udp_reach_each_other_by_the_relay() -> Result<()> {
+    scenario(&["control", "beta", "gamma"], |lab| {
+        lab.block_udp()?;
+        let (mut coordinator, nodes) = crate::mesh(lab, &["beta", "gamma"])?;
+        let [beta, gamma] = nodes.as_slice() else {
+            unreachable!("two hosts were named")
+        };
+        let target = gamma.ipv4()?;
+        time_until("the first packet comes back", FIRST_DATA, || {
+            ping(beta.host, target)
+        })?;
+        ensure_relayed(beta, gamma)?;
+        ensure_lossless(beta, gamma)?;
+        ensure_lossless(gamma, beta)?;
+        // The relay is killed and comes back.
+        coordinator.kill();
+        coordinator.restart()?;
+        time_until("data passes again", DATA_AGAIN, || ping(beta.host, target))?;
+        ensure_relayed(beta, gamma)?;
+        // UDP passes again: the path becomes direct, and nothing is lost on the way.
+        lab.pass_udp()?;
+        wait_until("the path is direct", Duration::from_secs(60), || {
+            ping(beta.host, target)?;
+            ensure!(ensure_relayed(beta, gamma).is_err(), "still by the relay");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_node_behind_an_http_proxy_is_of_the_mesh() -> Result<()> {
+    scenario(&["control", "proxy", "beta", "gamma"], |lab| {
+        let coordinator = Coordinator::start(lab.host("control")?)?;
+        let key = coordinator.key(&["--reusable"])?;
+        let (proxy, inside) = (lab.host("proxy")?, lab.host("beta")?);
+        lab.confine(inside, proxy)?;
+        let address = format!("{}:3128", proxy.ipv4);
+        let mut command = proxy.command(tool::program("connect-proxy")?);
+        command.arg(&address);
+        let _proxy = proxy.spawn("connect-proxy", command)?;
+        let beta = Node::start_behind(inside, Some(format!("http://{address}")))?;
+        wait_until(
+            "it joins through the proxy",
+            Duration::from_secs(10),
+            || ensure_success("up", &beta.ctl(&["up", "--auth-key", &key])?),
+        )?;
+        let gamma = Node::join(lab.host("gamma")?, &key)?;
+        let target = gamma.ipv4()?;
+        time_until("the first packet comes back", FIRST_DATA, || {
+            ping(beta.host, target)
+        })?;
+        ensure_relayed(&beta, &gamma)?;
+        ensure_lossless(&gamma, &beta)
+    })
+}
+
+#[test]
+fn a_relay_that_stands_alone_carries_on_without_the_coordinator() -> Result<()> {
+    scenario(&["control", "relay", "beta", "gamma"], |lab| {
+        lab.block_udp()?;
+        let (mut coordinator, nodes) = crate::mesh(lab, &["beta", "gamma"])?;
+        let [beta, gamma] = nodes.as_slice() else {
+            unreachable!("two hosts were named")
+        };
+        let created = coordinator.admin_json(&["relay", "add", "tokyo"])?;
+        let key = created["key"].as_str().context("no key")?;
+        let host = lab.host("relay")?;
+        let mut command = host.command(tool::program("coordinator")?);
+        command
+            .args(["relay", "--auth-key", key])
+            .args(["--listen", &format!("{}:443", host.ipv4)])
+            .args(["--url", &format!("https://{}", host.ipv4)])
+            .arg("--state-dir")
+            .arg(host.dir().join("relay"));
+        let _relay = host.spawn("relay", command)?;
+        wait_until("the mesh knows the relay", Duration::from_secs(10), || {
+            let relays = coordinator.admin_json(&["relay", "list"])?;
+            ensure!(relays["items"][0]["id"].is_string(), "{relays}");
+            Ok(())
+        })?;
+        let target = gamma.ipv4()?;
+        time_until("the first packet comes back", FIRST_DATA, || {
+            ping(beta.host, target)
+        })?;
+        // The coordinator's own relay goes with it.
+        coordinator.kill();
+        let since = Instant::now();
+        time_until("data passes by the other relay", DATA_AGAIN, || {
+            ping(beta.host, target)
+        })?;
+        ensure_relayed(beta, gamma)?;
+        ensure!(since.elapsed() < DATA_AGAIN * 2, "it took too long");
+        ensure_lossless(beta, gamma)
+    })
+}
