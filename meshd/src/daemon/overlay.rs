@@ -22,7 +22,7 @@ use crate::dns::upstream::Upstreams;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::inventory::Inventory;
 use crate::os::linux::firewall::Firewall;
-use crate::os::linux::links::{self, Links};
+use crate::os::linux::links::{self, DefaultRoute, Links};
 use crate::os::linux::names::{Plan, System};
 use crate::state_dir::StateDir;
 use crate::view::{Liveness, View};
@@ -48,6 +48,8 @@ pub(super) struct Overlay {
     /// Where this machine may be reached on the underlay, by its own interfaces.
     pub(super) endpoints: Vec<SocketAddr>,
     links: Links,
+    /// The machine's ways out on the underlay.
+    routes: Vec<DefaultRoute>,
     index: u32,
     own: (Ipv4Addr, Ipv6Addr),
     network: NetworkInfo,
@@ -57,8 +59,33 @@ pub(super) struct Overlay {
     liveness: Arc<Liveness>,
     interface: String,
     wiring: Wiring,
-    tasks: Vec<JoinHandle<()>>,
+    door: Serving,
+    names: Serving,
+}
+
+/// A task that serves until it is told to end.
+struct Serving {
+    task: JoinHandle<()>,
     cancel: CancellationToken,
+}
+
+impl Serving {
+    fn start<F>(serve: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let cancel = CancellationToken::new();
+        Self {
+            task: tokio::spawn(serve(cancel.clone())),
+            cancel,
+        }
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        // A task that broke has said so in the log; here only its end counts.
+        let _ = self.task.await;
+    }
 }
 
 impl Overlay {
@@ -127,16 +154,17 @@ impl Overlay {
         .context("cannot listen for model requests")?;
         let gateway = Arc::new(gateway);
         engine.handle_control(now, Update::Services(service_ports(&dns, &gateway)));
-        let cancel = CancellationToken::new();
-        let tasks = vec![
-            tokio::spawn(dns.run(cancel.clone())),
-            tokio::spawn(run_gateway(Arc::clone(&gateway), cancel.clone())),
-        ];
+        let names = Serving::start(|cancel| dns.run(cancel));
+        let door = {
+            let gateway = Arc::clone(&gateway);
+            Serving::start(|cancel| async move { gateway.run(cancel).await })
+        };
         let mut overlay = Self {
             engine,
             dataplane,
             endpoints: Vec::new(),
             links,
+            routes: Vec::new(),
             index,
             own,
             network: netmap.network.clone(),
@@ -146,9 +174,10 @@ impl Overlay {
             upstreams,
             liveness: Arc::clone(parts.liveness),
             interface: config.interface.clone(),
-            tasks,
-            cancel,
+            door,
+            names,
         };
+        overlay.refresh_routes().await;
         overlay.refresh_endpoints().await;
         let endpoints = overlay.endpoints.clone();
         overlay
@@ -161,14 +190,13 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Takes everything down and undoes what was asked of the system.
+    /// Takes everything down and undoes what was asked of the system. Slow where the system's resolver is: nothing that
+    /// is needed meanwhile may wait for it.
     pub(super) async fn stop(mut self) {
+        self.door.stop().await;
+        // Resolvers first: while they still send names here, somebody must answer.
         self.wiring.clear().await;
-        self.cancel.cancel();
-        for task in self.tasks.drain(..) {
-            // A task that broke has said so in the log; here only its end counts.
-            let _ = task.await;
-        }
+        self.names.stop().await;
         self.dataplane.shutdown();
         tracing::info!("the overlay is down");
     }
@@ -185,6 +213,21 @@ impl Overlay {
     /// Requests in work and waiting at the door.
     pub(super) fn load(&self) -> (u32, u32) {
         self.gateway.load()
+    }
+
+    /// Looks at the machine's ways out again; true when they changed.
+    pub(super) async fn refresh_routes(&mut self) -> bool {
+        match self.links.default_routes(Some(self.index)).await {
+            Ok(routes) => {
+                let is_changed = routes != self.routes;
+                self.routes = routes;
+                is_changed
+            }
+            Err(err) => {
+                tracing::warn!(%err, "cannot list this machine's default routes");
+                false
+            }
+        }
     }
 
     /// Looks at the machine's addresses again; true when they changed.
@@ -258,10 +301,6 @@ impl Overlay {
             n_models,
         }
     }
-}
-
-async fn run_gateway(gateway: Arc<Gateway>, cancel: CancellationToken) {
-    gateway.run(cancel).await;
 }
 
 /// One worker a core, at most 8, unless the owner says otherwise.
