@@ -4,12 +4,14 @@ mod catalog;
 mod chat;
 mod coordinator;
 mod daemon;
+mod disk;
 mod door;
 mod garbage;
 mod interop;
 mod join;
 mod lifecycle;
 mod names;
+mod network;
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
