@@ -88,8 +88,8 @@ deb:
 	cargo build --release --locked -p meshd -p meshctl -p coordinator
 	packaging/assets.sh target/release packaging/out
 	command -v cargo-deb >/dev/null || cargo install --quiet --locked --root .tools --version '^3' cargo-deb
-	cargo deb --no-build -p meshd
-	cargo deb --no-build -p coordinator
+	cargo deb --no-build --strip -p meshd
+	cargo deb --no-build --strip -p coordinator
 
 deb-check: deb
 	packaging/check.sh target/debian/*.deb
