@@ -181,7 +181,7 @@ power_on() {
 }
 
 find_leader() {
-    leader=$(pgrep --parent "$container") && [ -n "$leader" ]
+    leader=$(pgrep --parent "$container" --exact systemd)
 }
 
 is_booted() {

@@ -65,8 +65,19 @@ impl<'lab> Coordinator<'lab> {
         Ok(())
     }
 
-    fn log(&self) -> String {
+    /// All that it wrote, in this life and those before.
+    #[must_use]
+    pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// When it was killed, or cannot be asked.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        let process = self.process.as_mut().context("it was killed")?;
+        process.has_ended()
     }
 
     /// Waits until it answers its administrator.

@@ -263,6 +263,26 @@ END"
         ip(&["-n", &self.router, "link", "set", &link, state])
     }
 
+    /// Gives a host a second link to the router, by which nothing is led yet, and tells the router's address on it.
+    ///
+    /// # Errors
+    /// When a command is refused, such as for a second call.
+    pub fn add_link(&self, host: &Host) -> Result<Ipv4Addr> {
+        let number = u8::try_from(self.number(host))?;
+        let (outer, r, n) = (format!("s{number}"), &self.router, &host.namespace);
+        ip(&[
+            "link", "add", "eth1", "netns", n, "type", "veth", "peer", "name", &outer, "netns", r,
+        ])?;
+        let addr = |last: u8| Ipv4Addr::new(192, 168, 100 + number, last);
+        let (own, gateway) = (format!("{}/24", addr(2)), addr(1));
+        let gateway_addr = format!("{gateway}/24");
+        ip(&["-n", r, "address", "add", &gateway_addr, "dev", &outer])?;
+        ip(&["-n", n, "address", "add", &own, "dev", "eth1"])?;
+        ip(&["-n", r, "link", "set", &outer, "up"])?;
+        ip(&["-n", n, "link", "set", "eth1", "up"])?;
+        Ok(gateway)
+    }
+
     /// Prints the ends of all logs and copies them to `e2e/out/`.
     pub fn keep_logs(&self) {
         let name = std::thread::current()

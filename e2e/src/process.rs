@@ -53,6 +53,14 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// When the system does not know.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Fails when it has ended.
     ///
     /// # Errors

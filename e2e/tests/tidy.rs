@@ -390,9 +390,8 @@ fn every_command_and_flag_is_in_the_guide() -> Result<()> {
     let guide = fs::read_to_string(root().join("docs/cli.md")).context("docs/cli.md")?;
     let mut findings = Vec::new();
     for program in PROGRAMS {
-        let sections = guide.split("\n## ");
-        let section = sections
-            .into_iter()
+        let section = guide
+            .split("\n## ")
             .find_map(|section| section.strip_prefix(&format!("{program}\n")))
             .with_context(|| format!("docs/cli.md has no section {program}"))?;
         let mut commands = vec![Vec::new()];

@@ -1,6 +1,8 @@
 //! The coordinator client: joins, keeps the map stream open, and tells what changes here.
 
 pub(crate) mod backoff;
+#[cfg(test)]
+mod fixture;
 mod link;
 mod login;
 mod map_stream;
@@ -16,7 +18,7 @@ use mesh_proto::netmap::{MapFrame, Revision};
 use tokio::sync::mpsc;
 
 pub use link::Link;
-pub use login::{Joined, join, logout, rotate};
+pub use login::{Join, Joined, join, logout, rotate};
 pub use map_stream::run as run_map_stream;
 pub use updates::{Report, run as run_updates};
 
@@ -81,6 +83,17 @@ impl ControlError {
                 [code::NOT_REGISTERED, code::NODE_EXPIRED].contains(&code.as_str())
             }
             Self::Unreachable { .. } | Self::Impostor { .. } | Self::BadReply { .. } => false,
+        }
+    }
+
+    /// Whether the coordinator said nothing of this node: it was not reached, or cannot tell for the moment.
+    #[must_use]
+    pub fn is_no_word(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => {
+                [code::UNAVAILABLE, code::RATE_LIMITED, code::INTERNAL].contains(&code.as_str())
+            }
+            Self::Unreachable { .. } | Self::Impostor { .. } | Self::BadReply { .. } => true,
         }
     }
 }

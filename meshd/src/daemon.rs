@@ -1,11 +1,14 @@
 //! The one loop of the daemon: takes what comes in, tells the engine, and carries out what follows.
 
 mod api;
+mod clock;
 mod command;
+mod ending;
 mod map;
 mod overlay;
 mod session;
 mod status;
+mod talk;
 mod wiring;
 
 use std::path::Path;
@@ -24,7 +27,7 @@ use crate::control::{ControlError, ControlEvent};
 use crate::dataplane::DataplaneInput;
 use crate::inventory::{Inventory, ShareConfig};
 use crate::local::{LocalError, LocalServer};
-use crate::os::linux::changes::Changes;
+use crate::os::linux::changes::{Changed, Changes};
 use crate::os::linux::firewall::Firewall;
 use crate::os::linux::names;
 use crate::relay::RelayEvent;
@@ -32,15 +35,15 @@ use crate::state_dir::{Membership, StateDir};
 use crate::view::{Liveness, View};
 
 use api::Api;
-use command::{Answer, Command};
+use command::Command;
+use ending::Ending;
 use session::Session;
+use talk::{Talk, TalkUnderWay};
 
 /// Commands that wait for the loop.
 const N_COMMANDS: usize = 64;
 /// How often metrics are folded.
 const UPKEEP: Duration = Duration::from_secs(15);
-/// A join, logout or rotation must end within this.
-const TALK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The problem of an overlay that could not be made; it is tried again.
 const OVERLAY_FAILED: &str = "overlay_failed";
@@ -53,26 +56,13 @@ enum Input {
     Dataplane(anyhow::Result<DataplaneInput>),
     Relay(RelayEvent),
     Talked(Talk),
+    Ended,
     Offers,
-    Network { is_lost: bool },
+    /// `None` when the kernel's word on it got lost.
+    Network(Option<Changed>),
     Deadline,
     Upkeep,
     Shutdown,
-}
-
-/// A talk with the coordinator that a command started, and who waits for it.
-struct TalkUnderWay {
-    task: tokio::task::JoinHandle<Talk>,
-    is_join: bool,
-    answer: Answer<()>,
-}
-
-/// The outcome of a talk with the coordinator that a command started.
-#[derive(Debug)]
-enum Talk {
-    Joined(Result<Membership, ControlError>),
-    LoggedOut(Result<(), ControlError>),
-    Rotated(Result<mesh_proto::key::NodePrivateKey, ControlError>),
 }
 
 /// Runs the daemon until it is cancelled.
@@ -100,7 +90,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let serving = tokio::spawn(server.run(api, cancel.clone()));
     let outcome = daemon.run(cancel.clone()).await;
     cancel.cancel();
-    daemon.stop_session().await;
+    daemon.stop_session();
+    daemon.wait_ended().await;
     serving.await.context("the control socket's task broke")?;
     outcome
 }
@@ -133,6 +124,10 @@ struct Daemon {
     session: Option<Session>,
     /// The talk under way; one at a time.
     talk: Option<TalkUnderWay>,
+    /// What is being taken down; no overlay is made meanwhile.
+    ending: Option<Ending>,
+    /// Why the auth key of the last `up` was not looked at.
+    unused_key: Option<String>,
     /// Why the node is refused, or why the overlay could not be made.
     trouble: watch::Sender<Option<Problem>>,
 }
@@ -153,6 +148,8 @@ impl Daemon {
             liveness: Arc::default(),
             session: None,
             talk: None,
+            ending: None,
+            unused_key: None,
             trouble: watch::Sender::new(None),
             config,
             state,
@@ -188,15 +185,11 @@ impl Daemon {
                 }
                 Input::Relay(event) => self.on_relay(event),
                 Input::Talked(talk) => self.on_talked(talk).await,
+                Input::Ended => self.on_ended().await,
                 Input::Offers => self.on_offers(),
-                Input::Network { is_lost } => {
-                    if is_lost {
-                        self.changes = listen();
-                    }
-                    self.on_network().await;
-                }
+                Input::Network(changed) => self.on_network(changed).await,
                 Input::Deadline => self.on_deadline().await,
-                Input::Upkeep => crate::metrics::upkeep(),
+                Input::Upkeep => self.on_upkeep(),
             }
             self.drain();
         }
@@ -220,15 +213,13 @@ impl Daemon {
             () = until(deadline) => Input::Deadline,
             Some(event) = maybe(events, async |events| events.recv().await) => Input::Control(event),
             Some(command) = self.commands.recv() => Input::Command(command),
-            talk = maybe(self.talk.as_mut(), async |talk| (&mut talk.task).await) => match talk {
-                Ok(talk) => Input::Talked(talk),
-                Err(err) => Input::Talked(Talk::Joined(Err(ControlError::BadReply { url: String::new(), reason: err.to_string() }))),
-            },
+            talk = maybe(self.talk.as_mut(), async |talk| (&mut talk.task).await) => {
+                Input::Talked(talk.unwrap_or_else(|err| Talk::Broken(err.to_string())))
+            }
+            () = maybe(self.ending.as_mut(), Ending::done) => Input::Ended,
             Ok(()) = self.inventory.offers.changed() => Input::Offers,
             _ = self.upkeep.tick() => Input::Upkeep,
-            change = maybe(self.changes.as_mut(), async |changes| changes.next().await) => {
-                Input::Network { is_lost: change.is_none() }
-            }
+            changed = maybe(self.changes.as_mut(), async |changes| changes.next().await) => Input::Network(changed),
         }
     }
 
@@ -297,12 +288,24 @@ impl Daemon {
         }
     }
 
-    async fn on_network(&mut self) {
+    async fn on_network(&mut self, changed: Option<Changed>) {
+        if changed.is_none() {
+            self.changes = listen();
+        }
         let Some(session) = &mut self.session else {
             return;
         };
-        if session.on_network(Instant::now()).await {
+        // What got lost may have been anything.
+        let has_routes = changed.is_none_or(|changed| changed.has_routes);
+        if session.on_network(Instant::now(), has_routes).await {
             session.report(&self.inventory.offers.borrow());
+        }
+    }
+
+    fn on_upkeep(&mut self) {
+        crate::metrics::upkeep();
+        if let Some(session) = &mut self.session {
+            session.mend_map(&self.state);
         }
     }
 
@@ -318,9 +321,12 @@ impl Daemon {
         };
         let is_changed = session.on_event(event, &self.state);
         session.report(&self.inventory.offers.borrow());
+        if session.is_connected() {
+            self.unused_key = None;
+        }
         if let Some(message) = refused {
             tracing::error!(message, "the coordinator refuses this node");
-            self.stop_session().await;
+            self.stop_session();
             self.refuse("refused", message);
             return Ok(());
         }
@@ -345,6 +351,18 @@ impl Daemon {
         let Some(session) = &mut self.session else {
             return;
         };
+        if let Some(misfit) = session.take_misfit() {
+            tracing::info!("the node's addresses changed; the overlay is made anew");
+            self.run_state.send_replace(RunState::Starting);
+            self.end(misfit.stop());
+        }
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if self.ending.is_some() {
+            session.forget_retry();
+            return;
+        }
         let parts = overlay::Parts {
             config: &self.config,
             state: &self.state,
@@ -381,7 +399,7 @@ impl Daemon {
     }
 
     async fn start_session(&mut self, membership: Membership) -> anyhow::Result<()> {
-        self.stop_session().await;
+        self.stop_session();
         let session = Session::start(membership, &self.state, &self.config.dialer())?;
         let has_map = session.has_map();
         self.session = Some(session);
@@ -393,62 +411,24 @@ impl Daemon {
         Ok(())
     }
 
-    async fn stop_session(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.stop().await;
-        }
-        self.view.send_replace(None);
+    /// Whether the overlay is there.
+    fn is_up(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| session.overlay.is_some())
     }
 
-    async fn on_talked(&mut self, talk: Talk) {
-        let answer = self.talk.take().map(|talk| talk.answer);
-        let result = match talk {
-            Talk::Joined(Ok(membership)) => self.on_joined(membership).await,
-            Talk::LoggedOut(told) => self.on_logged_out(told).await,
-            Talk::Rotated(Ok(node_key)) => self.on_rotated(&node_key),
-            Talk::Joined(Err(err)) | Talk::Rotated(Err(err)) => Err(control_error(err)),
-        };
-        if let Some(answer) = answer {
-            // Nobody waits any more when the caller went away; the outcome stands all the same.
-            let _ = answer.send(result);
+    /// Has the node be on, now and after a restart.
+    async fn switch_on(&mut self, membership: Membership) -> Result<(), LocalError> {
+        let stored = self.state.set_on(true);
+        if !self.is_up() {
+            self.start_session(membership).await.map_err(internal)?;
         }
-    }
-
-    async fn on_joined(&mut self, membership: Membership) -> Result<(), LocalError> {
-        tracing::info!(node = %membership.node_id, name = %membership.name, "joined");
-        self.state.set_membership(&membership).map_err(internal)?;
-        self.state.set_on(true).map_err(internal)?;
-        self.start_session(membership).await.map_err(internal)
-    }
-
-    async fn on_logged_out(&mut self, told: Result<(), ControlError>) -> Result<(), LocalError> {
-        self.stop_session().await;
-        // First of all: a crash in between must not leave a share that the next mesh would see.
-        let share = self.share.borrow().after_leaving();
-        self.state.end_share(&share).map_err(internal)?;
-        self.share.send_replace(share);
-        self.state.forget().map_err(internal)?;
-        self.trouble.send_replace(None);
-        self.run_state.send_replace(RunState::NeedsLogin);
-        match told {
-            Err(err) if !err.needs_person() => {
-                tracing::warn!(%err, "left, but the coordinator could not be told; it lists the node until its key expires");
-            }
-            Ok(()) | Err(_) => {}
-        }
-        Ok(())
-    }
-
-    fn on_rotated(&mut self, node_key: &mesh_proto::key::NodePrivateKey) -> Result<(), LocalError> {
-        self.state.set_node_key(node_key).map_err(internal)?;
-        if let Some(overlay) = self
-            .session
-            .as_mut()
-            .and_then(|session| session.overlay.as_mut())
-        {
-            overlay.set_node_key(node_key.clone());
-        }
-        Ok(())
+        stored.map_err(|err| {
+            LocalError::new(
+                code::INTERNAL,
+                format!("the node is on, but will be off again after a restart of meshd: {err}"),
+            )
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use listen::OpenPorts;
 use nvml::GpuReader;
 use probe::{Miss, Probe};
 
@@ -180,6 +181,7 @@ impl Inventory {
             offers: offers_tx,
             status: status_tx,
             silent: BTreeMap::new(),
+            open_ports: OpenPorts::default(),
             gpus: Vec::new(),
         };
         Self {
@@ -196,6 +198,7 @@ struct Watcher {
     status: watch::Sender<Arc<InventoryStatus>>,
     /// Servers that did not answer of late: what they said last, and how often they owed an answer.
     silent: BTreeMap<String, (Backend, u32)>,
+    open_ports: OpenPorts,
     gpus: Vec<Gpu>,
 }
 
@@ -240,11 +243,13 @@ impl Watcher {
         };
         let probes = urls.iter().map(|url| probe::probe(url));
         let answers = futures_util::future::join_all(probes).await;
-        let exposed = listen::ports_on_all_addresses();
         let mut backends: Vec<Backend> = Vec::new();
         for (url, answer) in urls.into_iter().zip(answers) {
             if let Some(mut backend) = self.settle(url, answer, is_set) {
-                backend.warning = listen::warning(&backend.authority, backend.api, &exposed);
+                // Where there is no server of this machine, the kernel's tables are not looked at.
+                backend.warning = listen::loopback_port(&backend.authority).and_then(|port| {
+                    listen::warning(port, backend.api, self.open_ports.at(Instant::now()))
+                });
                 backends.push(backend);
             }
         }

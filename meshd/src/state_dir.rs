@@ -28,6 +28,11 @@ const SHARE: &str = "share.json";
 const SWITCH: &str = "switch.json";
 const NETMAP: &str = "netmap.log";
 const LOCK: &str = "lock";
+/// Written and removed to learn whether there is room.
+const TRIAL: &str = "trial";
+
+/// URLs of coordinators that a node tries.
+const N_URLS_MAX: usize = 16;
 
 /// A file of ours is never larger; one that is was not written by us.
 const FILE_LEN_MAX: u64 = 64 << 20;
@@ -76,6 +81,22 @@ pub struct Membership {
     pub coordinator_key: CoordinatorKey,
     /// The coordinators, best first.
     pub urls: Vec<String>,
+}
+
+impl Membership {
+    /// Puts the URLs of a newer auth key first; true when there is a new one among them. The others stay: which of them
+    /// answers is not known yet.
+    pub fn learn_urls(&mut self, urls: &[String]) -> bool {
+        let is_new = urls.iter().any(|url| !self.urls.contains(url));
+        if is_new {
+            let known = std::mem::take(&mut self.urls);
+            self.urls = urls.to_vec();
+            let others = known.into_iter().filter(|url| !urls.contains(url));
+            self.urls.extend(others);
+            self.urls.truncate(N_URLS_MAX);
+        }
+        is_new
+    }
 }
 
 /// Whether the node is switched on.
@@ -356,6 +377,23 @@ impl StateDir {
         })
     }
 
+    /// Whether so many bytes can be written, tried out.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when they cannot.
+    pub fn has_room(&self, n_bytes: usize) -> Result<(), StateError> {
+        self.replace(TRIAL, &vec![0; n_bytes])?;
+        self.remove(&[TRIAL])
+    }
+
+    /// Forgets the map; what is left is what is known of a node before its first map.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when it cannot be removed.
+    pub fn forget_map(&self) -> Result<(), StateError> {
+        self.remove(&[NETMAP])
+    }
+
     fn secret(&self, name: &str) -> Result<Zeroizing<[u8; 32]>, StateError> {
         if let Some(text) = self.read(name)? {
             let text = Zeroizing::new(text);
@@ -532,6 +570,59 @@ mod tests {
         let kept = state.map_lines().unwrap();
         assert_eq!(kept.lines, ["one {}\n", "two {}\n"]);
         assert!(kept.is_cut);
+    }
+
+    #[test]
+    fn urls_of_a_newer_key_come_first_and_the_others_stay() {
+        let key = mesh_proto::key::CoordinatorPrivateKey::from_bytes(&[1; 32]).public();
+        let url = |n: usize| format!("https://192.0.2.{n}:7443");
+        let mut membership = Membership {
+            node_id: NodeId::from_bytes([1; 10]),
+            name: "own".parse().unwrap(),
+            network_id: NetworkId::of(&key),
+            coordinator_key: key,
+            urls: vec![url(1), url(2)],
+        };
+        assert!(!membership.learn_urls(&[url(2)]));
+        assert_eq!(membership.urls, [url(1), url(2)]);
+        assert!(membership.learn_urls(&[url(3), url(2)]));
+        assert_eq!(membership.urls, [url(3), url(2), url(1)]);
+        for n in 4..40 {
+            membership.learn_urls(&[url(n)]);
+        }
+        assert_eq!(membership.urls.len(), N_URLS_MAX);
+        assert_eq!(membership.urls[0], url(39));
+    }
+
+    #[test]
+    fn room_is_tried_out_and_nothing_of_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        state.has_room(100_000).unwrap();
+        state.has_room(0).unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "only the lock: {left:?}");
+        // A folder in its place stands for a disk that takes nothing, also for root.
+        fs::create_dir(state.path(TRIAL)).unwrap();
+        assert!(state.has_room(1).is_err());
+    }
+
+    #[test]
+    fn sharing_ends_also_where_nothing_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let shared = ShareConfig {
+            is_on: true,
+            n_slots: 7,
+            ..ShareConfig::default()
+        };
+        state.set_share(&shared).unwrap();
+        state.end_share(&shared.after_leaving()).unwrap();
+        assert_eq!(state.share().unwrap(), shared.after_leaving());
+        state.set_share(&shared).unwrap();
+        fs::create_dir(state.path("share.json.new")).unwrap();
+        state.end_share(&shared.after_leaving()).unwrap();
+        assert_eq!(state.share().unwrap(), ShareConfig::default());
     }
 
     #[test]

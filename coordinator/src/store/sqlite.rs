@@ -5,6 +5,7 @@ mod node;
 mod relay;
 mod row;
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ const MIGRATIONS: [(i64, &str, &str); 2] = [
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const N_READERS: u32 = 4;
+/// More than a join takes in the log, bytes.
+const TRIAL_LEN: usize = 65_536;
 
 /// A SQLite database.
 #[derive(Debug)]
@@ -97,11 +100,23 @@ impl SqliteStore {
 
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
+        // A small write may fit in what the log has of the disk already, where no join does.
+        let trial = self.options.get_filename().with_extension("trial");
+        tokio::task::spawn_blocking(move || has_room(&trial))
+            .await
+            .map_err(|err| StoreError::Unavailable(err.to_string()))?
+            .map_err(|err| StoreError::Unavailable(format!("is the disk full? {err}")))?;
         let result = sqlx::query("UPDATE mesh SET epoch = epoch")
             .execute(&mut tx.connection)
             .await;
         tx.finish(result.map(drop).map_err(StoreError::from)).await
     }
+}
+
+fn has_room(trial: &Path) -> io::Result<()> {
+    let written = std::fs::write(trial, vec![0; TRIAL_LEN]);
+    let removed = std::fs::remove_file(trial);
+    written.and(removed)
 }
 
 impl WriteTx<'_> {

@@ -8,6 +8,8 @@ use std::sync::{Mutex, Once};
 use anyhow::Result;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::disk;
+
 /// Where `ip netns exec` looks for a namespace's own files of `/etc`.
 pub(crate) const ETC_NETNS: &str = "/etc/netns";
 const RUN_NETNS: &str = "/run/netns";
@@ -44,7 +46,11 @@ pub fn sweep(prefix: &str) {
     drop(fs::remove_dir(ETC_NETNS));
     for name in names(&std::env::temp_dir()) {
         if name.starts_with(prefix) {
-            drop(fs::remove_dir_all(std::env::temp_dir().join(name)));
+            let folder = std::env::temp_dir().join(name);
+            for mount in disk::mounts_below(&folder) {
+                disk::unmount(&mount);
+            }
+            drop(fs::remove_dir_all(folder));
         }
     }
     if let Ok(mut prefixes) = PREFIXES.lock() {

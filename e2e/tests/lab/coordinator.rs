@@ -1,24 +1,27 @@
 //! The coordinator dies and comes back, or does not.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::control::random_bytes;
-use e2e::mesh::{Coordinator, READY};
+use e2e::mesh::{Coordinator, Node, READY};
 use e2e::model::LlamaServer;
 use e2e::net::scenario;
 use e2e::probe::{Request, counted, ping};
 use e2e::process::{Process, ensure_success};
 use e2e::tool;
 use e2e::wait::wait_until;
+use mesh_proto::local::RunState;
 
 use crate::{ensure_resolves, mesh};
 
 const N_KILLS: usize = 100;
 
 /// The ids that the flood of joins was told it got.
-fn acknowledged(flood: &Process) -> BTreeSet<String> {
+pub(crate) fn acknowledged(flood: &Process) -> BTreeSet<String> {
     let log = flood.log();
     let whole_lines = log.rsplit_once('\n').map_or("", |(lines, _)| lines);
     let ids = whole_lines
@@ -84,11 +87,57 @@ for path in glob.glob(sys.argv[1] + '/*.db') + glob.glob(sys.argv[1] + '/*.sqlit
         assert answer == 'ok', answer
         print(path)";
     let folder = coordinator.state_dir().display().to_string();
-    let mut command = std::process::Command::new(tool::python()?);
+    let mut command = Command::new(tool::python()?);
     let output = command.args(["-c", script, &folder]).output()?;
     ensure_success("integrity check", &output)?;
     ensure!(!output.stdout.is_empty(), "no database in {folder}");
     Ok(())
+}
+
+#[test]
+fn restored_from_an_older_backup_it_is_believed_at_once() -> Result<()> {
+    scenario(&["control", "beta", "gamma"], |lab| {
+        let mut coordinator = Coordinator::start(lab.host("control")?)?;
+        let beta = Node::join(lab.host("beta")?, &coordinator.key(&[])?)?;
+        let backup = coordinator.state_dir().with_extension("backup");
+        let copy = |from: &Path, to: &Path| {
+            let _ = std::fs::remove_dir_all(to);
+            let output = Command::new("cp").arg("-a").args([from, to]).output()?;
+            ensure_success("cp", &output)
+        };
+        coordinator.kill();
+        copy(coordinator.state_dir(), &backup)?;
+        // Some more lives that the backup does not know of.
+        for _ in 0..3 {
+            coordinator.restart()?;
+        }
+        let gamma = Node::join(lab.host("gamma")?, &coordinator.key(&[])?)?;
+        wait_until("the new node is known", READY, || {
+            ensure_resolves(&beta, "gamma.node.proxima", &gamma)
+        })?;
+        coordinator.kill();
+        copy(&backup, coordinator.state_dir())?;
+        coordinator.restart()?;
+        wait_until("the older map is taken", Duration::from_secs(25), || {
+            let status = beta.status()?;
+            ensure!(status.problems.is_empty(), "{status:?}");
+            ensure!(status.peers.is_empty(), "{status:?}");
+            Ok(())
+        })?;
+        wait_until(
+            "the forgotten node is told",
+            Duration::from_secs(25),
+            || {
+                let state = gamma.status()?.state;
+                ensure!(state == RunState::Refused, "{state:?}");
+                Ok(())
+            },
+        )?;
+        gamma.ctl_ok(&["up", "--auth-key", &coordinator.key(&[])?])?;
+        wait_until("it is known again", READY, || {
+            ensure_resolves(&beta, "gamma.node.proxima", &gamma)
+        })
+    })
 }
 
 #[test]
@@ -102,7 +151,7 @@ fn without_it_traffic_names_and_chat_go_on_and_a_rebooted_node_comes_back() -> R
         gamma.share()?;
         beta.wait_model("tiny", Duration::from_secs(5))?;
         let target = gamma.ipv4()?;
-        let works = |beta: &e2e::mesh::Node<'_>, gamma: &e2e::mesh::Node<'_>| {
+        let works = |beta: &Node<'_>, gamma: &Node<'_>| {
             ping(beta.host, target)?;
             ensure_resolves(beta, "gamma.node.proxima", gamma)?;
             ensure_resolves(beta, "tiny.proxima", gamma)?;

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use mesh_proto::control::{Identity, PATH_IDENTITY, code};
 use mesh_proto::key::MachinePrivateKey;
 use mesh_proto::request::{NONCE_HEADER, RequestProof};
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -323,18 +324,33 @@ impl Link {
 
 fn tls_error(url: &str, err: &std::io::Error) -> ControlError {
     let url = url.to_owned();
-    match err
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
-        Some(rustls::Error::InvalidCertificate(reason)) => ControlError::Impostor {
-            url,
-            reason: format!("its certificate is not the one that the auth key names ({reason})"),
-        },
-        Some(_) | None => ControlError::Unreachable {
+    let inner = err.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(rustls::Error::InvalidCertificate(reason)) = inner else {
+        return ControlError::Unreachable {
             url,
             reason: err.to_string(),
-        },
+        };
+    };
+    // Of a pinned coordinator no date is looked at: this one has a certificate of a public authority.
+    let is_date = matches!(
+        reason,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    );
+    if is_date {
+        return ControlError::Unreachable {
+            url,
+            reason: format!(
+                "{reason}: this machine's clock is wrong (timedatectl set-ntp true), or the coordinator's certificate is not \
+                 renewed"
+            ),
+        };
+    }
+    ControlError::Impostor {
+        url,
+        reason: format!("its certificate is not the one that the auth key names ({reason})"),
     }
 }
 
@@ -346,16 +362,4 @@ fn authority(url: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_taken_apart() {
-        assert_eq!(
-            authority("https://[fd00::1]:7443/x").as_deref(),
-            Some("[fd00::1]:7443")
-        );
-        assert_eq!(authority("http://mesh.example"), None);
-        assert_eq!(authority("https:///x"), None);
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use crate::inventory::InventoryStatus;
 use crate::local::{LocalApi, LocalError, WaitFor};
 use crate::view::{Liveness, ViewReceiver};
 
-const UP_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const UP_TIMEOUT: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long `netcheck` waits for servers' answers: a lost question is repeated twice within it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);

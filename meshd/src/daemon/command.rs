@@ -1,6 +1,6 @@
 //! What the control socket asks of the loop, and what the loop does about it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_proto::auth_key::{AuthKey, pin_of};
 use mesh_proto::control::code;
@@ -11,10 +11,11 @@ use mesh_proto::local::{
 };
 use tokio::sync::oneshot;
 
-use super::{Daemon, TALK_TIMEOUT, Talk, TalkUnderWay, hostname, internal};
-use crate::control::{self, ControlError, Joined, Link};
+use super::api::UP_TIMEOUT;
+use super::{Daemon, internal};
 use crate::inventory::ShareConfig;
 use crate::local::{LocalError, apply_settings};
+use crate::state_dir::Membership;
 
 /// Where the answer to a command goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, LocalError>>;
@@ -47,7 +48,7 @@ impl Daemon {
         match command {
             Command::Status(answer) => drop(answer.send(Ok(self.status()))),
             Command::Up(request, answer) => self.up(&request, answer).await,
-            Command::Down(answer) => drop(answer.send(self.down().await)),
+            Command::Down(answer) => self.down(answer),
             Command::Logout(answer) => self.logout(answer),
             Command::Rotate(answer) => self.rotate(answer),
             Command::Ping(request, answer) => self.ping(&request, answer),
@@ -66,15 +67,27 @@ impl Daemon {
     }
 
     async fn up(&mut self, request: &UpRequest, answer: Answer<()>) {
-        match self.plan_up(request).await {
-            Ok(None) => drop(answer.send(Ok(()))),
-            Ok(Some(key)) => self.join(key, request.hostname.clone(), answer),
+        match self.plan_up(request) {
+            Ok(Plan::Join(key)) => self.join(key, request.hostname.clone(), None, answer),
+            Ok(Plan::SwitchOn(membership)) => {
+                drop(answer.send(self.switch_on(membership).await));
+            }
+            Ok(Plan::Ask(key, membership)) => {
+                // Traffic does not wait for the coordinator's word.
+                if !self.is_up()
+                    && let Err(err) = self.start_session(membership).await
+                {
+                    return drop(answer.send(Err(internal(err))));
+                }
+                let patience = request.timeout_ms.map_or(UP_TIMEOUT, Duration::from_millis) / 2;
+                self.join(key, request.hostname.clone(), Some(patience), answer);
+            }
             Err(err) => drop(answer.send(Err(err))),
         }
     }
 
-    /// What `up` means here: nothing more to do, or a join with this key.
-    async fn plan_up(&mut self, request: &UpRequest) -> Result<Option<AuthKey>, LocalError> {
+    /// What `up` means here.
+    fn plan_up(&self, request: &UpRequest) -> Result<Plan, LocalError> {
         let key: Option<AuthKey> = match &request.auth_key {
             Some(text) => Some(
                 text.parse()
@@ -89,14 +102,14 @@ impl Daemon {
                 code::NEEDS_LOGIN,
                 "this node belongs to no mesh yet: run `meshctl up --auth-key pxk_…` with a key from `coordinator key create`",
             )),
-            (None, Some(key)) => Ok(Some(key)),
+            (None, Some(key)) => Ok(Plan::Join(key)),
             (Some(membership), Some(key)) if pin_of(&membership.coordinator_key) != *key.pin() => {
                 Err(LocalError::new(
                     code::CONFLICT,
                     "this node belongs to another mesh: leave it with `meshctl logout` first",
                 ))
             }
-            (Some(_), Some(key)) if is_refused => Ok(Some(key)),
+            (Some(_), Some(key)) if is_refused => Ok(Plan::Join(key)),
             (Some(_), None) if is_refused => {
                 let trouble = self.trouble.borrow();
                 let why = trouble
@@ -106,139 +119,35 @@ impl Daemon {
                     });
                 Err(LocalError::new(code::NEEDS_LOGIN, why))
             }
-            (Some(mut membership), key) => {
-                // A newer key of the same mesh tells where its coordinators are by now.
-                let is_moved = key.is_some_and(|key| {
-                    let is_moved = membership.urls != key.urls();
-                    membership.urls = key.urls().to_vec();
-                    is_moved
-                });
-                if is_moved {
-                    self.state.set_membership(&membership).map_err(internal)?;
-                }
-                self.state.set_on(true).map_err(internal)?;
-                if is_moved
-                    || self
-                        .session
-                        .as_ref()
-                        .is_none_or(|session| session.overlay.is_none())
-                {
-                    self.start_session(membership).await.map_err(internal)?;
-                }
-                Ok(None)
+            // A newer key of the same mesh tells where its coordinators are by now.
+            (Some(mut membership), Some(key)) => {
+                membership.learn_urls(key.urls());
+                Ok(Plan::Ask(key, membership))
             }
+            (Some(membership), None) => Ok(Plan::SwitchOn(membership)),
         }
     }
 
-    fn join(&mut self, auth_key: AuthKey, name: Option<String>, answer: Answer<()>) {
-        let keys = self
-            .state
-            .machine_key()
-            .and_then(|machine| Ok((machine, self.state.node_key()?)));
-        let (machine_key, node_key) = match keys {
-            Ok(keys) => keys,
-            Err(err) => return drop(answer.send(Err(internal(err)))),
-        };
-        let hostname = name.unwrap_or_else(hostname);
-        let dialer = self.config.dialer();
-        self.start_talk(answer, true, async move {
-            let ask = Joined {
-                auth_key: &auth_key,
-                machine_key: &machine_key,
-                node_key: &node_key,
-                hostname,
-                dialer,
-            };
-            let urls = auth_key.urls().join(", ");
-            Talk::Joined(timed(urls, control::join(ask)).await)
-        });
-    }
-
-    async fn down(&mut self) -> Result<(), LocalError> {
-        // A join that ended after this would switch the node on again.
-        if self.talk.as_ref().is_some_and(|talk| talk.is_join)
-            && let Some(talk) = self.talk.take()
-        {
-            talk.task.abort();
-            let stopped = LocalError::new(code::CONFLICT, "`meshctl down` came in between");
-            drop(talk.answer.send(Err(stopped)));
-        }
-        self.state.set_on(false).map_err(internal)?;
-        self.stop_session().await;
-        let state = if self.state.membership().map_err(internal)?.is_some() {
-            RunState::Stopped
-        } else {
+    fn down(&mut self, answer: Answer<()>) {
+        self.break_off_join();
+        let known = self.state.membership();
+        // Off now, whatever can be written down of it.
+        let stored = self.state.set_on(false);
+        self.stop_session();
+        self.trouble.send_replace(None);
+        let state = if matches!(known, Ok(None)) {
             RunState::NeedsLogin
+        } else {
+            RunState::Stopped
         };
         self.run_state.send_replace(state);
-        self.trouble.send_replace(None);
-        Ok(())
-    }
-
-    fn logout(&mut self, answer: Answer<()>) {
-        match self.link() {
-            Ok(mut link) => self.start_talk(answer, false, async move {
-                let url = link.url().to_owned();
-                Talk::LoggedOut(timed(url, control::logout(&mut link)).await)
-            }),
-            Err(err) => drop(answer.send(Err(err))),
+        match stored {
+            Ok(()) => self.answer_when_ended(answer),
+            Err(err) => drop(answer.send(Err(LocalError::new(
+                code::INTERNAL,
+                format!("the node is off, but will be on again after a restart of meshd: {err}"),
+            )))),
         }
-    }
-
-    fn rotate(&mut self, answer: Answer<()>) {
-        let prepared = self.link().and_then(|link| {
-            let machine_key = self.state.machine_key().map_err(internal)?;
-            let node_key = self.state.next_node_key().map_err(internal)?;
-            Ok((link, machine_key, node_key))
-        });
-        match prepared {
-            Ok((mut link, machine_key, node_key)) => self.start_talk(answer, false, async move {
-                let url = link.url().to_owned();
-                let asked = control::rotate(&mut link, &machine_key, &node_key);
-                let told = timed(url, asked).await;
-                Talk::Rotated(told.map(|()| node_key))
-            }),
-            Err(err) => drop(answer.send(Err(err))),
-        }
-    }
-
-    /// A link to the coordinator for one talk.
-    fn link(&self) -> Result<Link, LocalError> {
-        let membership = self.state.membership().map_err(internal)?;
-        let membership = membership.ok_or_else(|| {
-            LocalError::new(
-                code::NEEDS_LOGIN,
-                "this node belongs to no mesh: there is nothing to do",
-            )
-        })?;
-        let tls = control::tls_config(pin_of(&membership.coordinator_key))
-            .map_err(|reason| LocalError::new(code::INTERNAL, reason))?;
-        Ok(Link::new(
-            membership.urls,
-            tls,
-            self.state.machine_key().map_err(internal)?,
-        )
-        .through(self.config.dialer()))
-    }
-
-    fn start_talk(
-        &mut self,
-        answer: Answer<()>,
-        is_join: bool,
-        talk: impl Future<Output = Talk> + Send + 'static,
-    ) {
-        if self.talk.is_some() {
-            let busy = LocalError::new(
-                code::CONFLICT,
-                "another up, logout or rotate is under way: try again when it is done",
-            );
-            return drop(answer.send(Err(busy)));
-        }
-        self.talk = Some(TalkUnderWay {
-            task: tokio::spawn(talk),
-            is_join,
-            answer,
-        });
     }
 
     fn ping(&mut self, request: &PingRequest, answer: Answer<PingReply>) {
@@ -308,6 +217,16 @@ impl Daemon {
     }
 }
 
+/// What `up` comes to.
+enum Plan {
+    /// Not a member: the key is used.
+    Join(AuthKey),
+    /// A member, as far as this node knows, with a key in case that it is none any more.
+    Ask(AuthKey, Membership),
+    /// A member without a key.
+    SwitchOn(Membership),
+}
+
 /// The most patterns and backends that a share may name.
 const N_SHARE_ENTRIES_MAX: usize = 64;
 
@@ -341,19 +260,6 @@ fn check_share(share: &ShareConfig) -> Result<(), String> {
         )),
         None => Ok(()),
     }
-}
-
-async fn timed<T>(
-    url: String,
-    talk: impl Future<Output = Result<T, ControlError>>,
-) -> Result<T, ControlError> {
-    let late = || ControlError::Unreachable {
-        url,
-        reason: "no answer in time".to_owned(),
-    };
-    tokio::time::timeout(TALK_TIMEOUT, talk)
-        .await
-        .unwrap_or_else(|_| Err(late()))
 }
 
 /// Whether a text names this node: its name, DNS name, id or an overlay address.

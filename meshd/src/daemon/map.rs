@@ -45,6 +45,12 @@ pub(super) struct MapKeeper {
     n_deltas: usize,
     /// The kept lines end in one that is cut or missing: nothing may follow it, only a full map mends it.
     is_log_broken: bool,
+    /// Why the map is not kept.
+    trouble: Option<String>,
+    /// How much room a full map takes, bytes.
+    full_len: usize,
+    /// When the newest line that was kept was said, Unix milliseconds.
+    kept_at_ms: u64,
 }
 
 impl MapKeeper {
@@ -56,6 +62,9 @@ impl MapKeeper {
             newest: None,
             n_deltas: 0,
             is_log_broken: false,
+            trouble: None,
+            full_len: 0,
+            kept_at_ms: 0,
         };
         let kept = state.map_lines()?;
         keeper.is_log_broken = kept.is_cut;
@@ -67,6 +76,8 @@ impl MapKeeper {
                 keeper.is_log_broken = true;
                 break;
             };
+            keeper.kept_at_ms = keeper.kept_at_ms.max(frame.sent_at_ms);
+            keeper.full_len += line.len();
             if matches!(keeper.apply(frame), Applied::NeedsFull | Applied::Older) {
                 keeper.is_log_broken = true;
                 break;
@@ -92,6 +103,21 @@ impl MapKeeper {
         self.newest
     }
 
+    /// When the newest line that was read at the start was said, Unix milliseconds.
+    pub(super) fn kept_at_ms(&self) -> u64 {
+        self.kept_at_ms
+    }
+
+    /// Why the map is not kept, when it is not.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Whether the map was not kept, and there is room for it by now.
+    pub(super) fn is_mendable(&self, state: &StateDir) -> bool {
+        self.trouble.is_some() && state.has_room(self.full_len).is_ok()
+    }
+
     /// Has the next stream bring a full map. The map in use stays, and with it what counts as older.
     pub(super) fn ask_full(&mut self) {
         self.revision = None;
@@ -105,6 +131,7 @@ impl MapKeeper {
             return applied;
         }
         let kept = if is_full {
+            self.full_len = line.len();
             state.replace_map(line).map(|()| true)
         } else if self.is_log_broken {
             Ok(false)
@@ -112,11 +139,16 @@ impl MapKeeper {
             state.append_map(line).map(|()| true)
         };
         match kept {
-            Ok(is_kept) => self.is_log_broken = !is_kept,
+            Ok(true) => {
+                self.is_log_broken = false;
+                self.trouble = None;
+            }
+            Ok(false) => {}
             Err(err) => {
                 // The mesh goes on without it; only a restart with no coordinator in reach would miss it.
                 tracing::warn!(%err, "cannot keep the map");
                 self.is_log_broken = true;
+                self.trouble = Some(err.to_string());
             }
         }
         if self.n_deltas >= N_DELTAS_MAX {

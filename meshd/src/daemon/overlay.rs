@@ -23,7 +23,7 @@ use crate::dns::upstream::Upstreams;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::inventory::Inventory;
 use crate::os::linux::firewall::Firewall;
-use crate::os::linux::links::{self, Links};
+use crate::os::linux::links::{self, DefaultRoute, Links};
 use crate::os::linux::names::{Plan, System};
 use crate::relay::{self, RelayEvent, RelaySender, Relays};
 use crate::state_dir::StateDir;
@@ -52,6 +52,8 @@ pub(super) struct Overlay {
     /// Where this machine may be reached on the underlay, by its own interfaces.
     pub(super) endpoints: Vec<SocketAddr>,
     links: Links,
+    /// The machine's ways out on the underlay.
+    routes: Vec<DefaultRoute>,
     index: u32,
     own: (Ipv4Addr, Ipv6Addr),
     network: NetworkInfo,
@@ -62,8 +64,33 @@ pub(super) struct Overlay {
     interface: String,
     wants_port_mapping: bool,
     wiring: Wiring,
-    tasks: Vec<JoinHandle<()>>,
+    door: Serving,
+    names: Serving,
+}
+
+/// A task that serves until it is told to end.
+struct Serving {
+    task: JoinHandle<()>,
     cancel: CancellationToken,
+}
+
+impl Serving {
+    fn start<F>(serve: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let cancel = CancellationToken::new();
+        Self {
+            task: tokio::spawn(serve(cancel.clone())),
+            cancel,
+        }
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        // A task that broke has said so in the log; here only its end counts.
+        let _ = self.task.await;
+    }
 }
 
 impl Overlay {
@@ -139,11 +166,11 @@ impl Overlay {
         .context("cannot listen for model requests")?;
         let gateway = Arc::new(gateway);
         engine.handle_control(now, Update::Services(service_ports(&dns, &gateway)));
-        let cancel = CancellationToken::new();
-        let tasks = vec![
-            tokio::spawn(dns.run(cancel.clone())),
-            tokio::spawn(run_gateway(Arc::clone(&gateway), cancel.clone())),
-        ];
+        let names = Serving::start(|cancel| dns.run(cancel));
+        let door = {
+            let gateway = Arc::clone(&gateway);
+            Serving::start(|cancel| async move { gateway.run(cancel).await })
+        };
         let mut overlay = Self {
             engine,
             dataplane,
@@ -151,6 +178,7 @@ impl Overlay {
             disco_key: told_disco_key,
             endpoints: Vec::new(),
             links,
+            routes: Vec::new(),
             index,
             own,
             network: netmap.network.clone(),
@@ -161,9 +189,10 @@ impl Overlay {
             liveness: Arc::clone(parts.liveness),
             interface: config.interface.clone(),
             wants_port_mapping: config.port_mapping,
-            tasks,
-            cancel,
+            door,
+            names,
         };
+        overlay.refresh_routes().await;
         overlay.refresh_endpoints().await;
         let endpoints = overlay.endpoints.clone();
         overlay
@@ -177,14 +206,13 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Takes everything down and undoes what was asked of the system.
+    /// Takes everything down and undoes what was asked of the system. Slow where the system's resolver is: nothing that
+    /// is needed meanwhile may wait for it.
     pub(super) async fn stop(mut self) {
+        self.door.stop().await;
+        // Resolvers first: while they still send names here, somebody must answer.
         self.wiring.clear().await;
-        self.cancel.cancel();
-        for task in self.tasks.drain(..) {
-            // A task that broke has said so in the log; here only its end counts.
-            let _ = task.await;
-        }
+        self.names.stop().await;
         // A gateway should not forward to what is gone.
         let now = Instant::now();
         self.engine.handle_control(now, Update::Gateway(None));
@@ -224,6 +252,21 @@ impl Overlay {
     /// Requests in work and waiting at the door.
     pub(super) fn load(&self) -> (u32, u32) {
         self.gateway.load()
+    }
+
+    /// Looks at the machine's ways out again; true when they changed.
+    pub(super) async fn refresh_routes(&mut self) -> bool {
+        match self.links.default_routes(Some(self.index)).await {
+            Ok(routes) => {
+                let is_changed = routes != self.routes;
+                self.routes = routes;
+                is_changed
+            }
+            Err(err) => {
+                tracing::warn!(%err, "cannot list this machine's default routes");
+                false
+            }
+        }
     }
 
     /// Looks at the machine's addresses again; true when they changed.
@@ -318,10 +361,6 @@ fn secret() -> anyhow::Result<[u8; 32]> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).context("the system's random source")?;
     Ok(secret)
-}
-
-async fn run_gateway(gateway: Arc<Gateway>, cancel: CancellationToken) {
-    gateway.run(cancel).await;
 }
 
 /// One worker a core, at most 8, unless the owner says otherwise.

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::MeshClock;
 use super::command::{Answer, names_node};
 use super::map::{Applied, MapKeeper};
 use super::overlay::{Overlay, Parts};
@@ -30,8 +31,6 @@ use crate::view::{ByIpv4, View};
 const N_EVENTS: usize = 64;
 /// Pings that wait for their answer.
 const N_PINGS_MAX: usize = 64;
-/// How far the coordinator's clock may be off before it is worth a word.
-const CLOCK_SKEW_MAX_MS: u64 = 300_000;
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
@@ -42,6 +41,7 @@ pub(super) struct Session {
     pub(super) overlay: Option<Overlay>,
     pub(super) status: ControlState,
     map: MapKeeper,
+    clock: MeshClock,
     /// The map without expired peers, as the parts see it.
     shown: Option<Arc<Netmap>>,
     by_ipv4: Arc<ByIpv4>,
@@ -63,7 +63,6 @@ pub(super) struct ControlState {
     is_connected: bool,
     last_heard: Option<Instant>,
     error: Option<String>,
-    pub(super) clock_skew_ms: Option<i64>,
     /// The last map that was refused for being older than the one in use.
     pub(super) refused_map: Option<Revision>,
 }
@@ -98,6 +97,8 @@ impl Session {
             .through(dialer.clone())
         };
         let map = MapKeeper::load(state, &credentials)?;
+        let mut clock = MeshClock::default();
+        clock.on_kept(map.kept_at_ms());
         let cancel = CancellationToken::new();
         let (events_tx, events) = mpsc::channel(N_EVENTS);
         let revision = watch::Sender::new(map.revision());
@@ -127,6 +128,7 @@ impl Session {
             overlay: None,
             status,
             map,
+            clock,
             shown: None,
             by_ipv4: Arc::default(),
             next_expiry_ms: None,
@@ -142,9 +144,16 @@ impl Session {
         Ok(session)
     }
 
-    /// Stops the talk and takes the overlay down.
+    /// Ends the talk with the coordinator.
+    pub(super) fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Ends the talk and takes the overlay down.
     pub(super) async fn stop(mut self) {
         self.cancel.cancel();
+        // Nobody takes what the stream still has to say, and it must not wait for that.
+        self.events.close();
         if let Some(overlay) = self.overlay.take() {
             overlay.stop().await;
         }
@@ -167,7 +176,7 @@ impl Session {
             .and_then(|overlay| overlay.engine.poll_timeout())
             .map(|(at, _)| at);
         let expiry = self.next_expiry_ms.map(|at| {
-            let left = Duration::from_millis(at.saturating_sub(unix_ms()));
+            let left = Duration::from_millis(at.saturating_sub(self.unix_ms()));
             // A wall clock may jump; look again within the hour whatever it says.
             Instant::now() + left.min(Duration::from_secs(3600))
         });
@@ -196,8 +205,7 @@ impl Session {
             }
             ControlEvent::Frame { frame, line } => {
                 self.status.last_heard = Some(Instant::now());
-                self.status.clock_skew_ms = clock_skew(frame.sent_at_ms, unix_ms());
-                let told = frame.revision;
+                let (told, sent_at_ms) = (frame.revision, frame.sent_at_ms);
                 let applied = self.map.on_frame(*frame, &line, state);
                 if applied.needs_full() {
                     self.map.ask_full();
@@ -208,11 +216,18 @@ impl Session {
                 }
                 if applied == Applied::Older {
                     self.status.refused_map = Some(told);
-                } else if applied.is_changed() {
+                    return false;
+                }
+                let now = Instant::now();
+                let is_leap = self.clock.on_heard(now, wall_ms(), told.epoch, sent_at_ms);
+                let is_changed = applied.is_changed();
+                if is_changed {
                     self.status.refused_map = None;
+                }
+                if is_changed || is_leap {
                     self.show();
                 }
-                applied.is_changed()
+                (is_changed || is_leap) && self.has_map()
             }
         }
     }
@@ -222,14 +237,7 @@ impl Session {
         let Some(netmap) = self.shown.clone() else {
             return Ok(());
         };
-        if let Some(overlay) = self.overlay.take() {
-            if overlay.fits(&netmap) {
-                self.overlay = Some(overlay);
-            } else {
-                tracing::info!("the node's addresses changed; the overlay is made anew");
-                overlay.stop().await;
-            }
-        }
+        let unix_ms = self.unix_ms();
         let overlay = match &mut self.overlay {
             Some(overlay) => overlay,
             None => match Overlay::start(&netmap, parts).await {
@@ -243,14 +251,21 @@ impl Session {
         };
         self.retry = None;
         overlay.relays.set_known(&netmap.network.relays);
-        overlay.engine.handle_control(
-            Instant::now(),
-            Update::Netmap {
-                netmap,
-                unix_ms: unix_ms(),
-            },
-        );
+        overlay
+            .engine
+            .handle_control(Instant::now(), Update::Netmap { netmap, unix_ms });
         Ok(())
+    }
+
+    /// The overlay, when it does not fit the map any more.
+    pub(super) fn take_misfit(&mut self) -> Option<Overlay> {
+        let netmap = self.shown.as_ref()?;
+        self.overlay.take_if(|overlay| !overlay.fits(netmap))
+    }
+
+    /// The overlay is tried when something else happens, not at a time.
+    pub(super) fn forget_retry(&mut self) {
+        self.retry = None;
     }
 
     /// Whether it is time to try the overlay again.
@@ -285,26 +300,27 @@ impl Session {
 
     /// Leaves peers out whose key has expired meanwhile; true when there were any.
     pub(super) fn expire_peers(&mut self) -> bool {
-        if self.next_expiry_ms.is_none_or(|at| at > unix_ms()) {
+        let unix_ms = self.unix_ms();
+        if self.next_expiry_ms.is_none_or(|at| at > unix_ms) {
             return false;
         }
         self.show();
         if let (Some(overlay), Some(netmap)) = (&mut self.overlay, &self.shown) {
             let update = Update::Netmap {
                 netmap: Arc::clone(netmap),
-                unix_ms: unix_ms(),
+                unix_ms,
             };
             overlay.engine.handle_control(Instant::now(), update);
         }
         true
     }
 
-    /// Makes the map that the parts see: without peers whose key has expired by this machine's own clock.
+    /// Makes the map that the parts see: without peers whose key has expired.
     fn show(&mut self) {
+        let now_ms = self.unix_ms();
         let Some(netmap) = self.map.netmap() else {
             return;
         };
-        let now_ms = unix_ms();
         let mut shown = netmap.clone();
         shown.peers.retain(|_, peer| !peer.is_expired(now_ms));
         self.next_expiry_ms = shown
@@ -406,16 +422,21 @@ impl Session {
     }
 
     /// The machine's network changed; true when this node's endpoints did.
-    pub(super) async fn on_network(&mut self, now: Instant) -> bool {
+    pub(super) async fn on_network(&mut self, now: Instant, has_routes: bool) -> bool {
         let Some(overlay) = &mut self.overlay else {
+            if !self.status.is_connected {
+                self.redial.send_modify(|n| *n += 1);
+            }
             return false;
         };
+        // Another way out may lead by another address of this machine, and past what an old connection goes by.
+        let is_rerouted = has_routes && overlay.refresh_routes().await;
         let is_moved = overlay.refresh_endpoints().await;
         overlay.refresh_gateway().await;
-        if !is_moved {
+        if !is_moved && !is_rerouted {
             return false;
         }
-        tracing::info!("the network changed");
+        tracing::info!(is_moved, is_rerouted, "the network changed");
         overlay.dataplane.rebind();
         overlay
             .engine
@@ -424,6 +445,35 @@ impl Session {
         overlay.relays.redial();
         self.redial.send_modify(|n| *n += 1);
         true
+    }
+
+    /// Has the map kept again, once there is room for it.
+    pub(super) fn mend_map(&mut self, state: &StateDir) {
+        if self.map.is_mendable(state) {
+            tracing::info!("there is room for the map again");
+            self.map.ask_full();
+            self.revision.send_replace(None);
+            self.redial.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Why the map is not kept, when it is not.
+    pub(super) fn map_trouble(&self) -> Option<&str> {
+        self.map.trouble()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.status.is_connected
+    }
+
+    /// The time by which keys expire, Unix milliseconds.
+    pub(super) fn unix_ms(&self) -> u64 {
+        self.clock.unix_ms(Instant::now(), wall_ms())
+    }
+
+    /// By how much this machine's clock is ahead of the coordinator's, when it is much.
+    pub(super) fn clock_ahead_ms(&self) -> Option<i64> {
+        self.clock.ahead_ms()
     }
 
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
@@ -517,16 +567,8 @@ fn retry_after(n_failures: u32) -> Duration {
         .min(RETRY_LONGEST)
 }
 
-/// How far this machine's clock is behind the coordinator's, when it is far.
-fn clock_skew(sent_at_ms: u64, now_ms: u64) -> Option<i64> {
-    let skew = i64::try_from(sent_at_ms)
-        .ok()?
-        .checked_sub(i64::try_from(now_ms).ok()?)?;
-    (skew.unsigned_abs() > CLOCK_SKEW_MAX_MS).then_some(skew)
-}
-
-/// The wall clock, Unix milliseconds.
-pub(super) fn unix_ms() -> u64 {
+/// This machine's own clock, Unix milliseconds.
+fn wall_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -542,12 +584,5 @@ mod tests {
         assert_eq!(retry_after(0), RETRY_FIRST);
         assert_eq!(retry_after(1), RETRY_FIRST * 2);
         assert_eq!(retry_after(u32::MAX), RETRY_LONGEST);
-    }
-
-    #[test]
-    fn only_a_clock_that_is_far_off_is_told() {
-        assert_eq!(clock_skew(1_000_000, 1_000_000 + CLOCK_SKEW_MAX_MS), None);
-        assert_eq!(clock_skew(10_000_000, 1_000_000), Some(9_000_000));
-        assert_eq!(clock_skew(u64::MAX, 0), None);
     }
 }

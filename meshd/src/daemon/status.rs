@@ -70,25 +70,16 @@ impl Daemon {
             let expired = session
                 .netmap()
                 .and_then(|netmap| netmap.node.expires_at_ms);
-            if expired.is_some_and(|at| at <= super::session::unix_ms()) {
+            if expired.is_some_and(|at| at <= session.unix_ms()) {
                 problems.push(Problem {
                     code: "node_expired".to_owned(),
                     message: "this node's key has expired: peers talk to it no longer".to_owned(),
                     fix: Some("meshctl up --auth-key pxk_…".to_owned()),
                 });
             }
-            if let Some(skew) = session.status.clock_skew_ms {
-                let message = format!(
-                    "this machine's clock is {} minutes off the coordinator's",
-                    skew.abs() / 60_000
-                );
-                let fix = Some("timedatectl set-ntp true".to_owned());
-                problems.push(Problem {
-                    code: "clock_wrong".to_owned(),
-                    message,
-                    fix,
-                });
-            }
+            problems.extend(session.clock_ahead_ms().map(wrong_clock));
+            problems.extend(session.map_trouble().map(unkept_map));
+            problems.extend(self.unused_key_problem());
             problems.extend(
                 session
                     .status
@@ -188,6 +179,34 @@ fn net_check(overlay: &Overlay, session: &Session) -> (bool, NetCheck) {
         relays: relays.collect(),
     };
     (report.is_settled, check)
+}
+
+fn wrong_clock(ahead_ms: i64) -> Problem {
+    let n_minutes = ahead_ms.unsigned_abs() / 60_000;
+    let span = match n_minutes {
+        0..120 => format!("{n_minutes} minutes"),
+        120..2880 => format!("{} hours", n_minutes / 60),
+        _ => format!("{} days", n_minutes / 1440),
+    };
+    let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
+    Problem {
+        code: "clock_wrong".to_owned(),
+        message: format!(
+            "this machine's clock is {span} {way} the coordinator's; the mesh goes by the coordinator's"
+        ),
+        fix: Some("timedatectl set-ntp true".to_owned()),
+    }
+}
+
+fn unkept_map(why: &str) -> Problem {
+    Problem {
+        code: "state_unwritable".to_owned(),
+        message: format!(
+            "the map of the mesh cannot be kept: {why}. The mesh goes on; after a restart without its coordinator this node \
+             would know an older map. Make room on the disk, and it is kept again by itself"
+        ),
+        fix: None,
+    }
 }
 
 fn older_map(told: Revision, known: Revision) -> Problem {

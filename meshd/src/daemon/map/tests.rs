@@ -283,6 +283,7 @@ fn what_cannot_be_kept_is_used_all_the_same_and_kept_again_later() {
         Applied::Changed
     );
     assert_eq!(n_peers(&keeper), 2);
+    assert!(keeper.trouble().unwrap().contains("netmap.log"));
     std::fs::remove_dir(stage.path()).unwrap();
     std::fs::write(stage.path(), "").unwrap();
     stage.tell(&mut keeper, 1, 3, delta(2, [peer(4)]));
@@ -291,7 +292,10 @@ fn what_cannot_be_kept_is_used_all_the_same_and_kept_again_later() {
         b"",
         "a delta with no start was kept"
     );
+    assert!(keeper.trouble().is_some(), "it is still not kept");
+    assert!(keeper.is_mendable(stage.state.as_ref().unwrap()));
     keeper.ask_full();
     stage.tell(&mut keeper, 1, 3, stage.full(&[2, 3, 4]));
     assert_eq!(n_peers(&stage.load()), 3);
+    assert_eq!(keeper.trouble(), None);
 }

@@ -2,13 +2,20 @@
 
 use std::io;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::task::JoinHandle;
 
-use super::links::unicast_route;
+use super::links::{is_default, route_index};
+
+/// What changed, all in all, since it was told last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Whether default routes are among it. Others are not told: the kernel adds one for each address, which is told itself.
+    pub has_routes: bool,
+}
 
 /// Tells that links, addresses or routes changed.
 pub struct Changes {
@@ -59,21 +66,31 @@ impl Changes {
 
     /// Waits for a change; those that came together are told once. `None` when the kernel said something that got
     /// lost: look at everything and listen anew.
-    pub async fn next(&mut self) -> Option<()> {
-        loop {
+    pub async fn next(&mut self) -> Option<Changed> {
+        let mut changed = loop {
             let message = self.messages.next().await?;
-            if self.matters(&message) {
-                break;
+            if let Some(changed) = self.what(&message) {
+                break changed;
             }
+        };
+        while let Some(Some(message)) = self.messages.next().now_or_never() {
+            let has_routes = self.what(&message).is_some_and(|more| more.has_routes);
+            changed.has_routes |= has_routes;
         }
-        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.messages.next()) {}
-        Some(())
+        Some(changed)
     }
 
-    fn matters(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    /// What a message tells, if that matters.
+    fn what(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Changed> {
         let NetlinkPayload::InnerMessage(message) = &message.payload else {
-            return false;
+            return None;
         };
+        if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) = message
+        {
+            let matters = is_default(route)
+                && (self.overlay_index.is_none() || route_index(route) != self.overlay_index);
+            return matters.then_some(Changed { has_routes: true });
+        }
         let index = if let RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) =
             message
         {
@@ -82,17 +99,9 @@ impl Changes {
         | RouteNetlinkMessage::DelAddress(addr) = message
         {
             addr.header.index
-        } else if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) =
-            message
-        {
-            // Only routes to somewhere count: the kernel adds one for each address as well.
-            match unicast_route(route) {
-                Some((_, index)) => index,
-                None => return route.header.destination_prefix_length == 0,
-            }
         } else {
-            return false;
+            return None;
         };
-        Some(index) != self.overlay_index
+        (Some(index) != self.overlay_index).then(Changed::default)
     }
 }

@@ -119,7 +119,8 @@ async fn nft(arguments: &[&str], input: &str) -> io::Result<String> {
     }
 }
 
-fn problem(err: &io::Error) -> Problem {
+/// What the owner is told when the rules cannot be set.
+pub(crate) fn problem(err: &io::Error) -> Problem {
     let (message, fix) = if err.kind() == io::ErrorKind::NotFound {
         ("there is no nft program: packets with mesh addresses from other networks are not dropped".to_owned(), "apt install nftables")
     } else {

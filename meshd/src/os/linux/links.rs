@@ -78,6 +78,15 @@ pub struct Configured {
     pub has_ipv6: bool,
 }
 
+/// A way out of this machine's own networks: a default route, or a piece of one such as 0.0.0.0/1. Two are equal when
+/// packets go the same way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefaultRoute {
+    prefix_len: u8,
+    kind: RouteType,
+    attributes: Vec<RouteAttribute>,
+}
+
 /// The kernel's links. Its netlink connection ends with it.
 #[derive(Debug)]
 pub struct Links {
@@ -223,6 +232,29 @@ impl Links {
         }))
     }
 
+    /// The ways out of this machine, without those by the overlay.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn default_routes(
+        &self,
+        overlay_index: Option<u32>,
+    ) -> Result<Vec<DefaultRoute>, LinksError> {
+        let mut routes = Vec::new();
+        for family in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
+            for message in self.routes(family).await? {
+                if is_default(&message) && route_index(&message) != overlay_index {
+                    routes.push(DefaultRoute {
+                        prefix_len: message.header.destination_prefix_length,
+                        kind: message.header.kind,
+                        attributes: message.attributes.into_iter().filter(leads).collect(),
+                    });
+                }
+            }
+        }
+        Ok(routes)
+    }
+
     async fn check_clash(&self, own_index: u32, overlay: &Overlay) -> Result<(), LinksError> {
         for mesh in [IpNet::V4(overlay.pool), IpNet::V6(overlay.prefix)] {
             for message in self.routes(mesh).await? {
@@ -310,7 +342,7 @@ fn name_of(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-pub(super) fn unicast_route(message: &RouteMessage) -> Option<(IpNet, u32)> {
+fn unicast_route(message: &RouteMessage) -> Option<(IpNet, u32)> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }
@@ -365,6 +397,37 @@ fn own_address_towards(gateway: Ipv4Addr) -> io::Result<Ipv4Addr> {
 const fn is_private(ip: Ipv4Addr) -> bool {
     let [a, b, ..] = ip.octets();
     ip.is_private() || (a == 100 && b & 0xc0 == 64)
+}
+
+/// Whether a route is a default route or a piece of one.
+pub(super) fn is_default(message: &RouteMessage) -> bool {
+    message.header.destination_prefix_length < CLASH_PREFIX_LEN_MIN
+}
+
+/// The interface that a route leads to, when it is one.
+pub(super) fn route_index(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Oif(index) = attribute {
+            Some(*index)
+        } else {
+            None
+        }
+    })
+}
+
+/// Whether an attribute says where packets go; ages and counters say something else at each look.
+fn leads(attribute: &RouteAttribute) -> bool {
+    matches!(
+        attribute,
+        RouteAttribute::Destination(_)
+            | RouteAttribute::Gateway(_)
+            | RouteAttribute::Via(_)
+            | RouteAttribute::Oif(_)
+            | RouteAttribute::Priority(_)
+            | RouteAttribute::Table(_)
+            | RouteAttribute::PrefSource(_)
+            | RouteAttribute::MultiPath(_)
+    )
 }
 
 fn is_clash(mesh: IpNet, route: IpNet) -> bool {

@@ -175,6 +175,7 @@ async fn inner_changes() {
         .await
         .unwrap()
         .unwrap();
+    inner_reroute(&links, &mut changes, overlay).await;
     let addrs = links.local_addrs(Some(overlay)).await.unwrap();
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["192.168.5.2", "2001:db8::5", "172.17.0.1"]);
@@ -209,4 +210,51 @@ async fn inner_gateway() {
         None,
         "a public address needs no mapping"
     );
+}
+
+/// A default route that moves is told, and seen as another; one in a table of its own too, and one by the overlay not.
+async fn inner_reroute(links: &Links, changes: &mut Changes, overlay: u32) {
+    let told = async |changes: &mut Changes| {
+        let told = async { while !changes.next().await.unwrap().has_routes {} };
+        tokio::time::timeout(Duration::from_secs(5), told)
+            .await
+            .expect("a change of routes is told");
+    };
+    let way = |gateway: &str| {
+        RouteMessageBuilder::<Ipv4Addr>::new()
+            .gateway(gateway.parse().unwrap())
+            .build()
+    };
+    let seen = async || links.default_routes(Some(overlay)).await.unwrap();
+    let none = seen().await;
+    links.add_route(way("192.168.5.1")).await.unwrap();
+    told(changes).await;
+    let first = seen().await;
+    assert_eq!(first.len(), none.len() + 1);
+    assert_eq!(seen().await, first, "the same way looks the same");
+    links.add_route(way("192.168.5.254")).await.unwrap();
+    told(changes).await;
+    let second = seen().await;
+    assert_ne!(second, first);
+
+    let tunnel = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(Ipv4Addr::new(192, 168, 5, 7))
+        .table_id(51_820)
+        .build();
+    links.add_route(tunnel).await.unwrap();
+    told(changes).await;
+    assert_eq!(seen().await.len(), none.len() + 2);
+
+    // Neither the overlay's own routes nor those to one network are ways out.
+    let own = RouteMessageBuilder::<Ipv4Addr>::new()
+        .output_interface(overlay)
+        .table_id(7)
+        .build();
+    links.add_route(own).await.unwrap();
+    let network = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(Ipv4Addr::new(198, 51, 100, 0), 24)
+        .gateway(Ipv4Addr::new(192, 168, 5, 1))
+        .build();
+    links.add_route(network).await.unwrap();
+    assert_eq!(seen().await.len(), none.len() + 2);
 }
