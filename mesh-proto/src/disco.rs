@@ -33,6 +33,9 @@ const SEALED_AT: usize = NONCE_AT + NONCE_LEN;
 const TAG_LEN: usize = 16;
 const ENDPOINT_LEN: usize = 18;
 
+/// The length of a pong. A shorter ping is not answered: nobody gets more than he sends.
+pub const PONG_LEN: u16 = 109;
+
 /// Random bytes that each message needs.
 pub const NONCE_LEN: usize = 24;
 

@@ -50,6 +50,8 @@ fn nodes_without_udp_reach_each_other_by_the_relay() -> Result<()> {
             ping(beta.host, target)
         })?;
         ensure_relayed(beta, gamma)?;
+        let said = beta.ctl_ok(&["netcheck"])?;
+        ensure!(said.contains("UDP:       blocked"), "{said}");
         ensure_lossless(beta, gamma)?;
         ensure_lossless(gamma, beta)?;
         // The relay is killed and comes back.

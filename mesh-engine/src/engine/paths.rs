@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mesh_proto::control::{Candidate, CandidateKind};
-use mesh_proto::disco::{self, DiscoSeal, Message, NONCE_LEN};
+use mesh_proto::disco::{self, DiscoSeal, Message, NONCE_LEN, PONG_LEN};
 use mesh_proto::id::{NodeId, RelayId};
 
 use super::Engine;
@@ -37,8 +37,17 @@ impl Engine {
 
     fn on_message(&mut self, now: Instant, id: &NodeId, from: Destination, message: Message) {
         match (message, from) {
-            (Message::Ping { id: ping, .. }, Destination::Udp(endpoint)) => {
-                self.on_ping(now, id, from, endpoint, ping)
+            (
+                Message::Ping {
+                    id: ping,
+                    datagram_len,
+                },
+                Destination::Udp(endpoint),
+            ) => {
+                // Nobody gets more than he sends, not even by a replay.
+                if datagram_len >= PONG_LEN {
+                    self.on_ping(now, id, from, endpoint, ping);
+                }
             }
             (Message::Pong { id: ping, .. }, Destination::Udp(_)) => {
                 let now_ms = self.plane.shared.now_ms();
@@ -361,7 +370,7 @@ impl Engine {
         set.on_ping_sent(ping, to, now_ms);
         let message = Message::Ping {
             id: ping,
-            datagram_len: 0,
+            datagram_len: PONG_LEN,
         };
         self.send_disco(id, to, &message);
     }

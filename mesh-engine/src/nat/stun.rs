@@ -174,11 +174,10 @@ impl Stun {
         }
     }
 
-    /// Whether an answer came in this round or the one before, by family.
+    /// Whether an answer came in the newest round, by family.
     pub(crate) fn works(&self, is_ipv6: bool) -> bool {
-        let is_new = |round: u64| round + 1 >= self.n_rounds;
         let mut answers = self.reflexive.iter();
-        answers.any(|(server, (_, round))| server.is_ipv6() == is_ipv6 && is_new(*round))
+        answers.any(|(server, (_, round))| server.is_ipv6() == is_ipv6 && *round == self.n_rounds)
     }
 
     /// Whether no answer is waited for.

@@ -50,6 +50,19 @@ fn samples() -> Vec<(&'static str, Message)> {
 }
 
 #[test]
+fn a_pong_is_no_longer_than_a_ping_that_is_answered() {
+    let (a, _) = pair();
+    let id = *b"ping id 1234";
+    for seen in ["198.51.100.7:41820", "[2001:db8::9]:41820"] {
+        let seen = seen.parse().unwrap();
+        let pong = a.seal(&[9; NONCE_LEN], &Message::Pong { id, seen });
+        let datagram_len = PONG_LEN;
+        let ping = a.seal(&[9; NONCE_LEN], &Message::Ping { id, datagram_len });
+        assert_eq!((pong.len(), ping.len()), (109, 109));
+    }
+}
+
+#[test]
 fn messages_are_the_golden_bytes() {
     let (a, b) = pair();
     for (golden, message) in samples() {

@@ -68,3 +68,34 @@ fn without_servers_there_is_nothing_to_do() {
     stun.set_servers(start, &[]);
     assert_eq!(stun.poll_timeout(), None);
 }
+
+#[test]
+fn a_doubt_asks_at_once_but_not_again_and_again() {
+    let (mut stun, start) = (Stun::default(), Instant::now());
+    let at = |tenth| start + STEP * tenth;
+    stun.set_servers(start, &servers()[..1]);
+    assert_eq!(run(&mut stun, start, 0, 10, &servers()), [0]);
+    stun.doubt(at(10));
+    assert_eq!(run(&mut stun, start, 10, 50, &servers()), Vec::<u32>::new());
+    stun.doubt(at(50));
+    assert!(!stun.is_settled(at(50)));
+    assert_eq!(run(&mut stun, start, 50, 60, &servers()), [50]);
+    assert!(stun.is_settled(at(60)));
+    stun.doubt(at(60));
+    assert_eq!(
+        run(&mut stun, start, 60, 100, &servers()),
+        Vec::<u32>::new()
+    );
+}
+
+#[test]
+fn udp_counts_as_blocked_once_a_round_has_no_answer() {
+    let (mut stun, start) = (Stun::default(), Instant::now());
+    stun.set_servers(start, &servers());
+    run(&mut stun, start, 0, 1, &servers());
+    assert!(stun.works(false) && !stun.works(true));
+    run(&mut stun, start, 1, 1199, &[]);
+    assert!(stun.works(false));
+    run(&mut stun, start, 1199, 1300, &[]);
+    assert!(!stun.works(false));
+}
