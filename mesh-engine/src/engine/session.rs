@@ -7,7 +7,7 @@ use std::time::Instant;
 use mesh_proto::id::NodeId;
 
 use super::Engine;
-use crate::config::{OLD_AFTER, OLD_EVERY, SURE_FOR};
+use crate::config::{DEAD_AFTER, OLD_AFTER, OLD_EVERY, SURE_FOR};
 use crate::event::{Destination, Event, Sealed};
 use crate::noise::{HANDSHAKE_LEN_MAX, Proof, Read};
 use crate::path::{canonical, source_addr};
@@ -224,8 +224,26 @@ impl Engine {
             let touched_at = now;
             self.peers.set_live(&id, Some(Live { touched_at, ..live }));
         }
+        self.on_begun_elsewhere(&id, from);
         self.on_seen(now, &id, from);
         self.look(now, &id);
+    }
+
+    /// A peer that begins a handshake elsewhere than at its silent selected path has moved, most likely.
+    fn on_begun_elsewhere(&mut self, id: &NodeId, from: Destination) {
+        let Some(path) = self.peers.get(id).and_then(|peer| peer.handle.path()) else {
+            return;
+        };
+        let now_ms = self.plane.shared.now_ms();
+        let silent_ms = now_ms.saturating_sub(path.heard_ms.load(Ordering::Relaxed));
+        let is_elsewhere =
+            matches!((path.dst, from), (Destination::Udp(a), Destination::Udp(b)) if a != b);
+        if is_elsewhere
+            && u128::from(silent_ms) >= DEAD_AFTER.as_millis()
+            && let Some(set) = self.sets.get_mut(id)
+        {
+            set.doubt(now_ms);
+        }
     }
 
     /// A peer begins a handshake with a stamp that is not newer than its newest. While it is heard, that is a copy by

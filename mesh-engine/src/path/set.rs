@@ -200,6 +200,11 @@ impl PathSet {
         self.ranked()
     }
 
+    /// The peer is heard elsewhere and not by the selected path: whatever proves itself first takes over.
+    pub(crate) fn doubt(&mut self, now_ms: u64) {
+        self.doubt_ms = Some(now_ms.saturating_sub(ms(DOUBT_FOR)));
+    }
+
     /// The network is another one: nothing that was proven holds.
     pub(crate) fn doubt_all(&mut self, now_ms: u64) {
         for candidate in self.candidates.values_mut() {
