@@ -99,7 +99,8 @@ impl Engine {
         let heard_ms = path.heard_ms.load(Ordering::Relaxed);
         let silent_ms = self.plane.shared.now_ms().saturating_sub(heard_ms);
         let is_sure = control.handle.is_guided() && control.state().is_up();
-        (is_sure && u128::from(silent_ms) < SURE_FOR.as_millis()).then_some(path.dst)
+        let is_heard = heard_ms != 0 && u128::from(silent_ms) < SURE_FOR.as_millis();
+        (is_sure && is_heard).then_some(path.dst)
     }
 
     fn endpoints_of(&self, id: &NodeId) -> Vec<SocketAddr> {
@@ -457,8 +458,13 @@ impl Engine {
         let now_ms = self.plane.shared.now_ms();
         let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
         for id in live {
+            // No path is sure any more: handshakes go everywhere, and what proves itself first is used.
+            if let Some(path) = self.peers.get(&id).and_then(|peer| peer.handle.path()) {
+                path.heard_ms.store(0, Ordering::Relaxed);
+            }
             if let Some(set) = self.sets.get_mut(&id) {
                 set.doubt_all(now_ms);
+                set.doubt(now_ms);
                 self.look(now, &id);
             }
             let is_up = self
