@@ -243,6 +243,8 @@ impl Engine {
             && u128::from(silent_ms) >= DEAD_AFTER.as_millis()
             && let Some(set) = self.sets.get_mut(id)
         {
+            // What was proven where it was proves nothing of where it is.
+            set.doubt_all(now_ms);
             set.doubt(now_ms);
         }
     }
