@@ -23,8 +23,11 @@ pub use fallback::{RecvBatch, UdpSocket};
 #[cfg(target_os = "linux")]
 pub use linux::{RecvBatch, UdpSocket};
 
-/// Room for this much in the kernel's queues: a burst must not drown while a worker works.
-const QUEUE_BYTES: usize = 7 << 20;
+/// Room for this much in the kernel's queue of datagrams to send.
+const SEND_QUEUE_BYTES: usize = 7 << 20;
+/// And of datagrams received, of which the kernel takes twice as much for its own records: a burst must not drown while a
+/// worker works, and a bulk stream fills whatever there is, so that all others wait for it. This is some milliseconds.
+const RECV_QUEUE_BYTES: usize = 1 << 20;
 
 /// How to open a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -38,7 +38,7 @@ const QUICK: Effort = Effort {
 const PARTS: &[Part] = &[
     Part {
         name: "tunnels",
-        about: "Two namespaces joined by a veth pair of 1500 bytes; iperf3 through each tunnel in turn. CPU and switches count the daemons \
+        about: "Two namespaces joined by a veth pair of 1500 bytes; iperf3 with cubic through each tunnel in turn. CPU and switches count the daemons \
                 of both ends; both ends, both iperf3 and the kernel share the machine's cores, so a throughput is a cost too.",
         run: |effort| {
             tunnels::run(tunnels::Effort {

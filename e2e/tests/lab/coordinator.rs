@@ -30,6 +30,25 @@ pub(crate) fn acknowledged(flood: &Process) -> BTreeSet<String> {
     ids.map(str::to_owned).collect()
 }
 
+/// Ends the flood; gives the ids that it was told it got, all of which the coordinator must know.
+pub(crate) fn ended_without_loss(
+    mut flood: Process,
+    coordinator: &Coordinator<'_>,
+) -> Result<BTreeSet<String>> {
+    flood.kill();
+    let joined = acknowledged(&flood);
+    let nodes = coordinator.nodes()?;
+    let known: BTreeSet<_> = nodes.iter().map(|node| node.id.to_string()).collect();
+    let lost: Vec<_> = joined.difference(&known).collect();
+    ensure!(
+        lost.is_empty(),
+        "{} of {} joins are lost: {lost:?}",
+        lost.len(),
+        joined.len()
+    );
+    Ok(joined)
+}
+
 #[test]
 fn killed_at_a_hundred_random_moments_it_loses_no_acknowledged_join() -> Result<()> {
     scenario(&["control", "beta"], |lab| {
@@ -58,23 +77,11 @@ fn killed_at_a_hundred_random_moments_it_loses_no_acknowledged_join() -> Result<
             coordinator.start_again()?;
         }
         coordinator.wait_ready()?;
-        flood.kill();
-        let joined = acknowledged(&flood);
-        let known: BTreeSet<_> = coordinator
-            .nodes()?
-            .iter()
-            .map(|node| node.id.to_string())
-            .collect();
-        let lost: Vec<_> = joined.difference(&known).collect();
-        ensure!(
-            lost.is_empty(),
-            "{} of {} joins are lost: {lost:?}",
-            lost.len(),
-            joined.len()
-        );
+        let joined = ended_without_loss(flood, &coordinator)?;
         ensure!(joined.len() >= N_KILLS, "only {} joins", joined.len());
-        let addresses: BTreeSet<_> = coordinator.nodes()?.iter().map(|node| node.ipv4).collect();
-        ensure!(addresses.len() == known.len(), "an address was given twice");
+        let nodes = coordinator.nodes()?;
+        let addresses: BTreeSet<_> = nodes.iter().map(|node| node.ipv4).collect();
+        ensure!(addresses.len() == nodes.len(), "an address was given twice");
         check_database(&coordinator)
     })
 }

@@ -1,6 +1,5 @@
 //! A full disk: what is refused, what goes on, and that it heals by itself.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +12,7 @@ use e2e::tool;
 use e2e::wait::wait_until;
 use mesh_proto::local::RunState;
 
-use crate::coordinator::acknowledged;
+use crate::coordinator::{acknowledged, ended_without_loss};
 use crate::ensure_resolves;
 
 /// The daemon looks every 15 seconds.
@@ -92,20 +91,7 @@ fn the_coordinator_refuses_joins_in_words_loses_none_and_heals_without_a_restart
         ensure!(said.contains("disk is full"), "{said}");
         disk.free()?;
         coordinator.restart()?;
-        flood.kill();
-        let joined = acknowledged(&flood);
-        let known: BTreeSet<_> = coordinator
-            .nodes()?
-            .iter()
-            .map(|node| node.id.to_string())
-            .collect();
-        let lost: Vec<_> = joined.difference(&known).collect();
-        ensure!(
-            lost.is_empty(),
-            "{} of {} are lost",
-            lost.len(),
-            joined.len()
-        );
+        ended_without_loss(flood, &coordinator)?;
         Ok(())
     })
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::{Datagrams, QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
+use super::{Datagrams, RECV_QUEUE_BYTES, SEND_QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
 use crate::UdpCapabilities;
 
 /// A non-blocking UDP socket on all addresses of the machine.
@@ -57,8 +57,8 @@ impl UdpSocket {
     pub fn bind(config: UdpConfig) -> io::Result<Self> {
         let (socket, has_v6) = bind(config)?;
         // The system's default queues do as well, only worse.
-        let _ = socket.set_recv_buffer_size(QUEUE_BYTES);
-        let _ = socket.set_send_buffer_size(QUEUE_BYTES);
+        let _ = socket.set_recv_buffer_size(RECV_QUEUE_BYTES);
+        let _ = socket.set_send_buffer_size(SEND_QUEUE_BYTES);
         let socket = std::net::UdpSocket::from(socket);
         let port = socket.local_addr()?.port();
         Ok(Self {

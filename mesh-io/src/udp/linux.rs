@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use libc::{c_int, c_uint, c_void, iovec, mmsghdr, msghdr, sockaddr_storage};
 use socket2::{SockAddr, SockAddrStorage, Socket};
 
-use super::{Datagrams, QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
+use super::{Datagrams, RECV_QUEUE_BYTES, SEND_QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
 use crate::UdpCapabilities;
 
 /// Buffers filled by one call at most, when each holds a single datagram.
@@ -99,8 +99,18 @@ impl UdpSocket {
     /// `AddrInUse` when somebody else has the port.
     pub fn bind(config: UdpConfig) -> io::Result<Self> {
         let (socket, has_v6) = bind(config)?;
-        grow(&socket, libc::SO_RCVBUFFORCE, Socket::set_recv_buffer_size);
-        grow(&socket, libc::SO_SNDBUFFORCE, Socket::set_send_buffer_size);
+        grow(
+            &socket,
+            RECV_QUEUE_BYTES,
+            libc::SO_RCVBUFFORCE,
+            Socket::set_recv_buffer_size,
+        );
+        grow(
+            &socket,
+            SEND_QUEUE_BYTES,
+            libc::SO_SNDBUFFORCE,
+            Socket::set_send_buffer_size,
+        );
         let has_gro = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         // Zero means no segmentation by default; kernels without UDP_SEGMENT refuse to hear of it.
         let has_gso = set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
@@ -381,11 +391,16 @@ fn socklen(len: usize) -> libc::socklen_t {
     libc::socklen_t::try_from(len).unwrap_or_default()
 }
 
-fn grow(socket: &Socket, force: c_int, set: impl Fn(&Socket, usize) -> io::Result<()>) {
-    let bytes = c_int::try_from(QUEUE_BYTES).unwrap_or(c_int::MAX);
+fn grow(
+    socket: &Socket,
+    wanted: usize,
+    force: c_int,
+    set: impl Fn(&Socket, usize) -> io::Result<()>,
+) {
+    let bytes = c_int::try_from(wanted).unwrap_or(c_int::MAX);
     if set_option(socket, libc::SOL_SOCKET, force, bytes).is_err() {
         // Without CAP_NET_ADMIN the system's limit holds, and the kernel takes what is allowed of the wish.
-        let _ = set(socket, QUEUE_BYTES);
+        let _ = set(socket, wanted);
     }
 }
 
