@@ -23,6 +23,7 @@ pub mod netmap;
 pub mod relay;
 pub mod request;
 pub mod share;
+mod signed_line;
 pub mod stun;
 pub mod tls;
 

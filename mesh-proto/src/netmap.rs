@@ -18,6 +18,7 @@ use crate::key::{
 };
 use crate::relay::RelayEntry;
 use crate::share::HostOffers;
+use crate::signed_line;
 
 /// Where a map stands. Compared as a pair: a restart of the coordinator raises the epoch, a change the version.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -276,9 +277,7 @@ impl MapFrame {
     /// Signs the frame: one line with its line feed.
     #[must_use]
     pub fn to_line(&self, key: &CoordinatorPrivateKey) -> String {
-        let json = serde_json::to_string(self).expect("a map frame has string keys and serialises");
-        let signature = key.sign(Purpose::MapFrame, json.as_bytes());
-        format!("{signature} {json}\n")
+        signed_line::write(self, Purpose::MapFrame, key)
     }
 
     /// Verifies and reads one line, with or without its line feed.
@@ -290,15 +289,7 @@ impl MapFrame {
         coordinator: &CoordinatorKey,
         node: &NodeId,
     ) -> Result<Self, FrameError> {
-        let (signature, json) = line
-            .trim_end_matches('\n')
-            .split_once(' ')
-            .ok_or(FrameError::Malformed)?;
-        let signature: Signature = signature.parse().map_err(|_| FrameError::Malformed)?;
-        coordinator
-            .verify(Purpose::MapFrame, json.as_bytes(), &signature)
-            .map_err(|_| FrameError::BadSignature)?;
-        let frame: Self = serde_json::from_str(json).map_err(|_| FrameError::Malformed)?;
+        let frame: Self = signed_line::read(line, Purpose::MapFrame, coordinator)?;
         if frame.to == *node {
             Ok(frame)
         } else {

@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NetworkId, NodeName, RelayId};
-use crate::key::{CoordinatorKey, CoordinatorPrivateKey, MachineKey, NodeKey, Purpose, Signature};
+use crate::key::{CoordinatorKey, CoordinatorPrivateKey, MachineKey, NodeKey, Purpose};
 use crate::netmap::{FrameError, Revision};
+use crate::signed_line;
 
 /// `POST` [`RelayRegistration`] → [`RelayRegistered`]; signed by the relay's machine key.
 pub const PATH_RELAY_REGISTER: &str = "/api/v1/relay/register";
@@ -109,9 +110,7 @@ impl MembersFrame {
     /// Signs the frame: one line with its line feed.
     #[must_use]
     pub fn to_line(&self, key: &CoordinatorPrivateKey) -> String {
-        let json = serde_json::to_string(self).expect("plain fields serialise");
-        let signature = key.sign(Purpose::Members, json.as_bytes());
-        format!("{signature} {json}\n")
+        signed_line::write(self, Purpose::Members, key)
     }
 
     /// Verifies and reads one line, with or without its line feed.
@@ -123,15 +122,7 @@ impl MembersFrame {
         coordinator: &CoordinatorKey,
         relay: &MachineKey,
     ) -> Result<Self, FrameError> {
-        let (signature, json) = line
-            .trim_end_matches('\n')
-            .split_once(' ')
-            .ok_or(FrameError::Malformed)?;
-        let signature: Signature = signature.parse().map_err(|_| FrameError::Malformed)?;
-        coordinator
-            .verify(Purpose::Members, json.as_bytes(), &signature)
-            .map_err(|_| FrameError::BadSignature)?;
-        let frame: Self = serde_json::from_str(json).map_err(|_| FrameError::Malformed)?;
+        let frame: Self = signed_line::read(line, Purpose::Members, coordinator)?;
         if frame.to == *relay {
             Ok(frame)
         } else {
