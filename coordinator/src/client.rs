@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coordinator::config::unbracketed;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -115,10 +116,7 @@ impl Client {
             .parse()
             .map_err(|_| Failure::Other(format!("not a URL: {url}")))?;
         let host = match (uri.scheme_str(), uri.host()) {
-            (Some("https"), Some(host)) => host
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned(),
+            (Some("https"), Some(host)) => unbracketed(host).to_owned(),
             _ => {
                 return Err(Failure::Other(format!(
                     "the URL must begin with https://: {url}"

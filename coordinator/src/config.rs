@@ -210,11 +210,14 @@ pub(crate) fn host_of(url: &str) -> Option<String> {
     let is_plain = url
         .authority()
         .is_some_and(|authority| !authority.as_str().contains('@'));
-    (url.scheme_str() == Some("https") && is_bare && is_plain && !host.is_empty()).then(|| {
-        host.trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned()
-    })
+    (url.scheme_str() == Some("https") && is_bare && is_plain && !host.is_empty())
+        .then(|| unbracketed(host).to_owned())
+}
+
+/// The host of a URL as names and addresses are written elsewhere: an IPv6 address without its brackets.
+#[must_use]
+pub fn unbracketed(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 fn is_domain(text: &str) -> bool {

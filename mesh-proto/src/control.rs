@@ -212,6 +212,14 @@ impl ErrorBody {
             },
         }
     }
+
+    /// Reads what a coordinator answered with an error `status`; what is not of this shape came from something in between,
+    /// and is told by the status alone.
+    #[must_use]
+    pub fn from_answer(body: &[u8], status: impl std::fmt::Display) -> Self {
+        serde_json::from_slice(body)
+            .unwrap_or_else(|_| Self::new(code::INTERNAL, format!("the coordinator says {status}")))
+    }
 }
 
 /// The stable error codes.

@@ -63,15 +63,10 @@ pub enum ControlError {
 
 impl ControlError {
     fn refused(body: &[u8], status: http::StatusCode) -> Self {
-        match serde_json::from_slice::<ErrorBody>(body) {
-            Ok(body) => Self::Refused {
-                code: body.error.code,
-                message: body.error.message,
-            },
-            Err(_) => Self::Refused {
-                code: code::INTERNAL.to_owned(),
-                message: format!("the coordinator says {status}"),
-            },
+        let ErrorBody { error } = ErrorBody::from_answer(body, status);
+        Self::Refused {
+            code: error.code,
+            message: error.message,
         }
     }
 

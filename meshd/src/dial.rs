@@ -57,10 +57,7 @@ impl Proxy {
             None => (None, rest),
         };
         let authority: http::uri::Authority = authority.parse().map_err(|_| ProxyError)?;
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']');
+        let host = unbracketed(authority.host());
         if host.is_empty() {
             return Err(ProxyError);
         }
@@ -226,11 +223,13 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 pub fn host_and_port(url: &str) -> Option<(String, u16)> {
     let rest = url.strip_prefix("https://")?;
     let authority: http::uri::Authority = rest.split('/').next()?.parse().ok()?;
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
+    let host = unbracketed(authority.host());
     (!host.is_empty()).then(|| (host.to_owned(), authority.port_u16().unwrap_or(443)))
+}
+
+/// An IPv6 address without the brackets that URLs need.
+fn unbracketed(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 #[cfg(test)]

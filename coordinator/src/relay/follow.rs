@@ -28,6 +28,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::members::Members;
+use crate::config::unbracketed;
 use crate::tls::pin::client_config;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -147,10 +148,7 @@ impl Talk {
     ) -> Result<Answer, String> {
         let uri: hyper::Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
         let host = uri.host().ok_or("the URL has no host")?;
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+        let host = unbracketed(host).to_owned();
         let port = uri.port_u16().unwrap_or(443);
         let connect = async {
             let name = ServerName::try_from(host.clone()).map_err(|err| err.to_string())?;
@@ -229,15 +227,10 @@ async fn collect(response: Response<Incoming>) -> Result<Bytes, String> {
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> TalkError {
-    match serde_json::from_slice::<ErrorBody>(body) {
-        Ok(body) => TalkError::Refused {
-            code: body.error.code,
-            message: body.error.message,
-        },
-        Err(_) => TalkError::Refused {
-            code: code::INTERNAL.to_owned(),
-            message: format!("the coordinator says {status}"),
-        },
+    let ErrorBody { error } = ErrorBody::from_answer(body, status);
+    TalkError::Refused {
+        code: error.code,
+        message: error.message,
     }
 }
 
