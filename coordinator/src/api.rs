@@ -12,6 +12,7 @@ pub(crate) mod proof;
 pub(crate) mod register;
 pub(crate) mod relays;
 pub(crate) mod users;
+pub(crate) mod wants;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -76,7 +77,10 @@ fn node_routes() -> OpenApiRouter<App> {
         .routes(routes!(node::update))
         .routes(routes!(node::beat))
         .routes(routes!(node::rotate))
+        .routes(routes!(node::allowed))
         .routes(routes!(node::logout))
+        .routes(routes!(wants::want))
+        .routes(routes!(wants::wanted))
         .routes(routes!(relays::register))
         .routes(routes!(relays::members))
 }

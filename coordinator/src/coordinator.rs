@@ -1,12 +1,14 @@
 //! The coordinator's one writer: each change goes into the store first, then into memory, then to the map streams.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mesh_proto::id::{NodeId, NodeName, UserId, UserName};
 use mesh_proto::key::{CoordinatorPrivateKey, MachineKey};
+use mesh_proto::relay::RelayEntry;
+use mesh_relay::Members;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +20,6 @@ use crate::map::hub::Hub;
 use crate::map::stream::{self, Line};
 use crate::metrics;
 use crate::relay::feed;
-use crate::relay::members::Members;
 use crate::state::{State, Told};
 use crate::store::{
     NewRelayRecord, NodeChange, NodeRecord, Registration, RelayAnswer, RelayRecord, Store,
@@ -62,6 +63,8 @@ pub(crate) struct Coordinator {
     is_store_well: AtomicBool,
     is_stopping: AtomicBool,
     members: watch::Sender<Arc<Members>>,
+    /// Streams that nodes opened to offer a relay.
+    n_offers: AtomicU64,
     stopping: CancellationToken,
     /// Writes and streams in progress. They go on when the asking connection goes away.
     tasks: TaskTracker,
@@ -88,6 +91,7 @@ impl Coordinator {
             is_store_well: AtomicBool::new(true),
             is_stopping: AtomicBool::new(false),
             members: watch::Sender::new(Arc::default()),
+            n_offers: AtomicU64::new(0),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
@@ -303,6 +307,25 @@ impl Coordinator {
         let (version, members) = (self.hub.version(), self.members.subscribe());
         self.tasks
             .spawn(feed::run(Arc::clone(self), relay, version, members, lines));
+        receiver
+    }
+
+    /// Opens the stream of members of a relay that a node offers. The map names it until that stream is over.
+    pub(crate) fn open_offer(
+        self: &Arc<Self>,
+        machine_key: MachineKey,
+        relay: RelayEntry,
+    ) -> mpsc::Receiver<Line> {
+        let (lines, receiver) = mpsc::channel(stream::N_FRAMES_QUEUED);
+        let (version, members) = (self.hub.version(), self.members.subscribe());
+        let this = Arc::clone(self);
+        let node = NodeId::of(&machine_key);
+        let number = self.n_offers.fetch_add(1, Ordering::Relaxed);
+        self.change(|state, _, _| state.put_offer(node, number, relay));
+        self.tasks.spawn(async move {
+            feed::run(Arc::clone(&this), machine_key, version, members, lines).await;
+            this.change(|state, _, _| state.end_offer(&node, number));
+        });
         receiver
     }
 

@@ -19,6 +19,7 @@ const RELAY_CLIENTS: &str = "coordinator_relay_clients";
 const RELAY_QUEUED_BYTES: &str = "coordinator_relay_queued_bytes";
 const RELAY_BYTES: &str = "coordinator_relay_bytes_total";
 const RELAY_DATAGRAMS: &str = "coordinator_relay_datagrams_total";
+const RELAY_UDP_DATAGRAMS: &str = "coordinator_relay_udp_datagrams_total";
 const RELAY_DROPS: &str = "coordinator_relay_drops_total";
 const RELAY_REFUSED: &str = "coordinator_relay_refused_total";
 
@@ -53,9 +54,10 @@ pub(crate) fn init() {
             "Bytes of sealed datagrams that the relay took in."
         );
         describe_counter!(RELAY_DATAGRAMS, "Sealed datagrams that the relay took in.");
+        describe_counter!(RELAY_UDP_DATAGRAMS, "Those of them that went on by UDP.");
         describe_counter!(
             RELAY_DROPS,
-            "Datagrams that the relay dropped, by reason: full, not_here."
+            "Datagrams that the relay dropped, by reason: full, not_here, rate."
         );
         describe_counter!(
             RELAY_REFUSED,
@@ -63,6 +65,7 @@ pub(crate) fn init() {
         );
         counter!(RELAY_BYTES).increment(0);
         counter!(RELAY_DATAGRAMS).increment(0);
+        counter!(RELAY_UDP_DATAGRAMS).increment(0);
         gauge!(RELAY_CLIENTS).increment(0.0);
         counter!(STORE_ERRORS).increment(0);
         counter!(STUN_ANSWERS).increment(0);
@@ -143,6 +146,10 @@ pub(crate) fn relay_queued(n_bytes: usize) {
 pub(crate) fn relay_forwarded(n_datagrams: usize, n_bytes: usize) {
     counter!(RELAY_DATAGRAMS).increment(n_datagrams as u64);
     counter!(RELAY_BYTES).increment(n_bytes as u64);
+}
+
+pub(crate) fn relay_forwarded_by_udp(n_datagrams: usize) {
+    counter!(RELAY_UDP_DATAGRAMS).increment(n_datagrams as u64);
 }
 
 pub(crate) fn relay_dropped(reason: &'static str, n_datagrams: usize) {

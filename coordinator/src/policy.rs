@@ -3,6 +3,7 @@
 //! This is the policy of a mesh whose operator wrote none: everybody sees everybody, a user's own nodes reach each
 //! other fully, other users' nodes may ping and use shared models, nothing else.
 
+use mesh_proto::control::AllowedReply;
 use mesh_proto::filter::{Allow, Filter, FilterRule, PortRange, Source};
 use mesh_proto::id::UserName;
 use mesh_proto::share::{Audience, HostOffers};
@@ -41,6 +42,22 @@ pub(crate) fn filter_for(node: &NodeRecord) -> Filter {
         ],
     });
     Filter { rules }
+}
+
+/// What one node may open on another.
+pub(crate) fn allowed(from: &NodeRecord, to: &NodeRecord) -> AllowedReply {
+    let allow = if sees(from, to) {
+        filter_for(to).allowed_to(&from.id, from.user, &from.tags)
+    } else {
+        Vec::new()
+    };
+    AllowedReply { allow }
+}
+
+/// Whether a node may ask what another is allowed: itself, or one of the same user.
+pub(crate) fn may_ask_for(asker: &NodeRecord, from: &NodeRecord) -> bool {
+    let acts_as_user = |node: &NodeRecord| node.tags.is_empty();
+    asker.id == from.id || (acts_as_user(asker) && acts_as_user(from) && asker.user == from.user)
 }
 
 /// What of a host's offers a viewer is told of.

@@ -11,6 +11,7 @@ use mesh_proto::auth_key::pin_of;
 use mesh_proto::id::{NetworkId, RelayId, service_ipv4};
 use mesh_proto::netmap::NetworkInfo;
 use mesh_proto::relay::{Pin, RelayEntry};
+use mesh_relay::{Relay, RelayConfig};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use crate::auth::nonce::Nonces;
 use crate::clock::unix_ms;
 use crate::config::{Settings, host_of};
 use crate::coordinator::{Coordinator, Rules};
-use crate::relay::{self, Relay};
+use crate::relay::{self, Counted};
 use crate::server::{self, Shared};
 use crate::state::State;
 use crate::state_dir::StateDir;
@@ -133,19 +134,24 @@ impl Server {
         let relay = settings
             .is_relay
             .then(|| server.relay(pin, settings.relay_bytes_per_second));
+        let stun_sockets = match &relay {
+            Some(relay) => give_udp(relay, stun_sockets)?,
+            None => stun_sockets,
+        };
         server.run(listeners, stun_sockets, &tls, relay)?;
         Ok(server)
     }
 
     /// The relay of this coordinator, with the task that it needs.
     fn relay(&self, pin: Pin, bytes_per_second: u64) -> Arc<Relay> {
-        let relay = Relay::new(
+        let relay = Relay::new(RelayConfig {
             pin,
             bytes_per_second,
-            self.coordinator.members(),
-            self.stop.clone(),
-            self.tasks.clone(),
-        );
+            members: self.coordinator.members(),
+            meter: Arc::new(Counted),
+            stop: self.stop.clone(),
+            tasks: self.tasks.clone(),
+        });
         self.tasks.spawn(Arc::clone(&relay).keep());
         relay
     }
@@ -238,6 +244,20 @@ impl Server {
         }
         drop(std::fs::remove_file(&self.socket));
     }
+}
+
+/// Gives a relay the sockets of the first port, which serves STUN too; the others are given back.
+pub(crate) fn give_udp(
+    relay: &Arc<Relay>,
+    sockets: Vec<UdpSocket>,
+) -> anyhow::Result<Vec<UdpSocket>> {
+    let port_of = |socket: &UdpSocket| socket.local_addr().map(|addr| addr.port()).ok();
+    let first = sockets.first().and_then(port_of);
+    let (given, kept) = sockets
+        .into_iter()
+        .partition(|socket| port_of(socket) == first);
+    relay.serve_udp(given)?;
+    Ok(kept)
 }
 
 /// Opens the sockets for STUN: those that are named, or two ports beside each TCP address.

@@ -14,10 +14,10 @@ use mesh_proto::id::{NodeId, NodeName, RelayId, UserId, UserName};
 use mesh_proto::key::{CoordinatorKey, DiscoKey, MachineKey};
 use mesh_proto::netmap::{NetworkInfo, Revision};
 use mesh_proto::relay::{Pin, RelayEntry};
+use mesh_relay::Members;
 
 use self::log::ChangeLog;
 use self::presence::Presence;
-use crate::relay::members::Members;
 use crate::store::{NodeRecord, PresenceRecord, RelayRecord, UserRecord};
 
 /// A node with its presence.
@@ -44,6 +44,8 @@ pub(crate) struct State {
     relays: BTreeMap<NodeName, RelayRecord>,
     /// The relay of the coordinator itself, as the map names it.
     own_relays: Vec<RelayEntry>,
+    /// The relays that nodes offer, each with the number of the stream that holds it.
+    offers: BTreeMap<NodeId, (u64, RelayEntry)>,
     log: ChangeLog,
     /// The version at which the mesh as a whole changed last.
     network_version: u64,
@@ -68,6 +70,7 @@ impl State {
             users: BTreeMap::new(),
             nodes: BTreeMap::new(),
             relays: BTreeMap::new(),
+            offers: BTreeMap::new(),
             log: ChangeLog::new(epoch),
             network_version: 0,
             grace_until,
@@ -201,6 +204,38 @@ impl State {
             .any(|relay| relay.machine_key.as_ref() == Some(machine_key))
     }
 
+    /// Whether a node offers a relay and is in, at a time in Unix milliseconds.
+    pub(crate) fn is_offering(&self, node: &NodeId, now_ms: u64) -> bool {
+        let node_is_in = self
+            .node(node)
+            .is_some_and(|node| !node.record.is_expired(now_ms));
+        node_is_in && self.offers.contains_key(node)
+    }
+
+    /// Relays in the map that are not this node's.
+    pub(crate) fn n_other_relays(&self, node: &NodeId) -> usize {
+        let own = usize::from(self.offers.contains_key(node));
+        self.network.relays.len().saturating_sub(own)
+    }
+
+    /// Takes the relay that a node offers, in place of the one that it may have offered before.
+    pub(crate) fn put_offer(&mut self, node: NodeId, stream: u64, relay: RelayEntry) {
+        self.offers.insert(node, (stream, relay));
+        self.renew_relays();
+    }
+
+    /// The stream that held an offer is over.
+    pub(crate) fn end_offer(&mut self, node: &NodeId, stream: u64) {
+        if self
+            .offers
+            .get(node)
+            .is_some_and(|(holder, _)| *holder == stream)
+        {
+            self.offers.remove(node);
+            self.renew_relays();
+        }
+    }
+
     /// Takes in what the store has of a relay.
     pub(crate) fn put_relay(&mut self, relay: RelayRecord) {
         self.relays.insert(relay.name.clone(), relay);
@@ -215,7 +250,9 @@ impl State {
     /// Makes the map name the relays that have come.
     fn renew_relays(&mut self) {
         let others = self.relays.values().filter_map(relay_entry);
-        let relays: Vec<RelayEntry> = self.own_relays.iter().cloned().chain(others).collect();
+        let offered = self.offers.values().map(|(_, relay)| relay.clone());
+        let own = self.own_relays.iter().cloned();
+        let relays: Vec<RelayEntry> = own.chain(others).chain(offered).collect();
         if relays != self.network.relays {
             self.network.relays = relays;
             self.log.push_other();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use mesh_proto::admin::{ApiKeyInfo, AuthKeyInfo};
+use mesh_proto::control::WantedModel;
 use mesh_proto::id::{NetworkId, NodeId, NodeName, Tag, UserId, UserName};
 use mesh_proto::key::{MachineKey, NodeKey, Signature};
 use mesh_proto::share::HostOffers;
@@ -230,6 +231,12 @@ verbs! {
     delete_relay(name: &NodeName) -> ();
     /// All relays, by name.
     list_relays() -> Vec<RelayRecord>;
+    /// Keeps that a user wants a model; forgets what was asked before a time.
+    put_want(user: UserId, model: &str, now_ms: u64, forgotten_before_ms: u64) -> ();
+    /// Forgets that a user wants a model.
+    delete_want(user: UserId, model: &str) -> ();
+    /// The models that are wanted since a time, most wanted first.
+    list_wanted(forgotten_before_ms: u64) -> Vec<WantedModel>;
     /// Keeps who was heard when.
     keep_presence(records: &[PresenceRecord]) -> ();
     /// Makes a user.

@@ -3,10 +3,12 @@
 
   probe.py echo ADDRESS PORT                   answers what it hears over TCP, one client at a time
   probe.py chat ADDRESS PORT COUNT             one message of 100 bytes each 20 ms, and back; prints round trips in ms
+  probe.py talk ADDRESS PORT                   sends whoever connects a message of 100 bytes each 20 ms, one client at a time
+  probe.py listen ADDRESS PORT COUNT           hears so many of those; prints how many ms after it was due each one came
   probe.py first-ping ADDRESS SECONDS -- CMD…  starts CMD and prints how many ms later ADDRESS answered an ICMP echo request;
                                                then CMD runs on until this is ended
 
-echo and chat run at real-time priority: what they measure is the way between them, not their own turn at a busy core.
+All but first-ping run at real-time priority: what they measure is the way between them, not their own turn at a busy core.
 """
 import json, os, select, signal, socket, struct, subprocess, sys, time
 
@@ -20,7 +22,8 @@ def hurry():
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
-def echo(address, port):
+def serve(address, port, talk_to):
+    """Talks to whoever connects, one client at a time."""
     hurry()
     with socket.create_server((address, int(port))) as server:
         while True:
@@ -28,10 +31,24 @@ def echo(address, port):
             with client:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 try:
-                    while data := client.recv(65536):
-                        client.sendall(data)
+                    talk_to(client)
                 except OSError:
                     pass  # that client is gone; the next one may come
+
+
+def echo(client):
+    while data := client.recv(65536):
+        client.sendall(data)
+
+
+def talk(client):
+    start, n = time.monotonic(), 0
+    while True:
+        n += 1
+        due = start + n * EACH
+        time.sleep(max(0, due - time.monotonic()))
+        # All namespaces of a machine have one clock.
+        client.sendall(struct.pack("!d", due).ljust(MESSAGE, b"."))
 
 
 def chat(address, port, count):
@@ -59,6 +76,25 @@ def chat(address, port, count):
                     trips.append((time.monotonic() - sent[len(trips)]) * 1e3)
                     pending = pending[MESSAGE:]
     json.dump({"sent": len(sent), "ms": trips}, sys.stdout)
+
+
+def listen(address, port, count):
+    hurry()
+    count, delays, pending = int(count), [], b""
+    with socket.create_connection((address, int(port)), timeout=PATIENCE) as s:
+        while len(delays) < count:
+            try:
+                data = s.recv(65536)
+            except TimeoutError:
+                break
+            if not data:
+                break
+            pending += data
+            while len(pending) >= MESSAGE and len(delays) < count:
+                due, = struct.unpack("!d", pending[:8])
+                delays.append((time.monotonic() - due) * 1e3)
+                pending = pending[MESSAGE:]
+    json.dump({"sent": count, "ms": delays}, sys.stdout)
 
 
 def checksum(data):
@@ -105,9 +141,13 @@ def main():
         sys.exit(__doc__)
     what, args = sys.argv[1], sys.argv[2:]
     if what == "echo":
-        echo(*args)
+        serve(*args, echo)
     elif what == "chat":
         chat(*args)
+    elif what == "talk":
+        serve(*args, talk)
+    elif what == "listen":
+        listen(*args)
     elif what == "first-ping" and args[2] == "--":
         first_ping(args[0], args[1], args[3:])
     else:

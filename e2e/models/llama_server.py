@@ -2,6 +2,7 @@
 """Runs llama.cpp's own HTTP server, which the xllamacpp wheel embeds, until a signal ends it.
 
     llama_server.py -m FILE --alias NAME --host IP --port PORT [-t N] [-np N] [--metrics] [--no-webui] [--embeddings]
+                    [--cache-ram MIB]
 
 The flags are those of llama.cpp's llama-server and mean the same. The wheel's code runs on any x86-64 with AVX2 and on
 arm64; the ready-made llama-servers among wheels are built for one newer CPU and die of an illegal instruction elsewhere.
@@ -22,6 +23,7 @@ def main():
     parser.add_argument("--port", type=port, default=8080, help="where to listen")
     parser.add_argument("-t", "--threads", type=count, default=1, metavar="N", help="threads that compute")
     parser.add_argument("-np", "--parallel", type=count, default=1, metavar="N", help="requests at a time")
+    parser.add_argument("-cram", "--cache-ram", type=size, metavar="MIB", help="memory for prompts that no slot holds")
     parser.add_argument("--metrics", action="store_true", help="answer /metrics")
     parser.add_argument("--no-webui", action="store_true", help="serve no web page")
     parser.add_argument("--embeddings", action="store_true", help="make embeddings and nothing else")
@@ -59,6 +61,8 @@ def start(arguments):
     parameters.cpuparams.n_threads = arguments.threads
     parameters.cpuparams_batch.n_threads = arguments.threads
     parameters.n_parallel = arguments.parallel
+    if arguments.cache_ram is not None:
+        parameters.cache_ram_mib = arguments.cache_ram
     parameters.endpoint_metrics = arguments.metrics
     parameters.endpoint_slots = True
     parameters.ui = not arguments.no_webui
@@ -78,6 +82,10 @@ def port(text):
 
 def count(text):
     return number(text, 1, 1024)
+
+
+def size(text):
+    return number(text, 0, 1 << 20)
 
 
 def number(text, lowest, highest):

@@ -1,13 +1,23 @@
 //! Measurements against others, for `make bench`: each in turn within one run, because only ratios of one run hold.
 
 pub mod bar;
+pub mod catalogue;
 pub mod chart;
 pub mod crowd;
 pub mod dns;
+pub mod faults;
 pub mod gateway;
+pub mod idle;
 pub mod loss;
+pub mod nats;
+pub mod relay;
 pub mod start;
+pub mod strangers;
 pub mod tunnels;
+pub mod userspace;
+pub mod weather;
+
+use std::time::Duration;
 
 pub use bar::Bar;
 
@@ -25,6 +35,12 @@ impl From<String> for Outcome {
         let bars = Vec::new();
         Self { text, bars }
     }
+}
+
+/// A time as bars have it, in milliseconds.
+#[must_use]
+pub fn ms(span: Duration) -> f64 {
+    span.as_secs_f64() * 1e3
 }
 
 /// The median of some values.

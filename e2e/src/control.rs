@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
@@ -12,12 +12,13 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use mesh_proto::auth_key::AuthKey;
 use mesh_proto::control::{
-    ErrorBody, MAP_CONTENT_TYPE, NodeUpdate, PATH_IDENTITY, PATH_MAP, PATH_REGISTER, PATH_UPDATE,
-    RegisterRequest, RegisterResponse,
+    Beat, ErrorBody, MAP_CONTENT_TYPE, NodeUpdate, PATH_BEAT, PATH_IDENTITY, PATH_MAP,
+    PATH_REGISTER, PATH_UPDATE, RegisterRequest, RegisterResponse,
 };
 use mesh_proto::key::{MachinePrivateKey, NodeKey, Purpose};
 use mesh_proto::netmap::{MapBody, MapFrame, Netmap};
 use mesh_proto::request::{NONCE_HEADER, RequestProof};
+use mesh_proto::share::HostOffers;
 use mesh_proto::tls::{COORDINATOR_NAME, is_pinned};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -32,6 +33,17 @@ pub enum Refusal {
     Code(String),
     /// No answer, or none that makes sense.
     Other(anyhow::Error),
+}
+
+impl Refusal {
+    /// The same as an error, of who was refused.
+    #[must_use]
+    pub fn of(self, name: &str) -> anyhow::Error {
+        match self {
+            Self::Code(code) => anyhow!("{name} is refused: {code}"),
+            Self::Other(err) => err.context(name.to_owned()),
+        }
+    }
 }
 
 /// One connection to a coordinator.
@@ -184,14 +196,40 @@ impl Client {
     /// # Errors
     /// When it is refused.
     pub async fn report_endpoint(&mut self, endpoint: SocketAddr) -> Result<()> {
-        let update = NodeUpdate {
+        self.report(&NodeUpdate {
             endpoints: Some(vec![endpoint]),
-            offers: None,
             ..NodeUpdate::default()
-        };
-        let answer = self
-            .send("POST", PATH_UPDATE, serde_json::to_vec(&update)?)
-            .await?;
+        })
+        .await
+    }
+
+    /// Tells what this node shares.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn report_offers(&mut self, offers: HostOffers) -> Result<()> {
+        self.report(&NodeUpdate {
+            offers: Some(offers),
+            ..NodeUpdate::default()
+        })
+        .await
+    }
+
+    /// Tells that this host lives.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn beat(&mut self) -> Result<()> {
+        let beat = serde_json::to_vec(&Beat::default())?;
+        self.tell(PATH_BEAT, beat).await
+    }
+
+    async fn report(&mut self, update: &NodeUpdate) -> Result<()> {
+        self.tell(PATH_UPDATE, serde_json::to_vec(update)?).await
+    }
+
+    async fn tell(&mut self, path: &str, body: Vec<u8>) -> Result<()> {
+        let answer = self.send("POST", path, body).await?;
         let status = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();
         ensure!(
@@ -256,6 +294,16 @@ impl MapStream {
             break;
         }
         self.map.as_ref().context("no map")
+    }
+
+    /// Waits for the next piece and throws it away.
+    ///
+    /// # Errors
+    /// When the stream ends.
+    pub async fn skip(&mut self) -> Result<()> {
+        let frame = self.body.frame().await;
+        frame.context("the map stream ended")??;
+        Ok(())
     }
 
     async fn next_line(&mut self) -> Result<String> {

@@ -19,5 +19,6 @@ pub mod net;
 pub mod probe;
 pub mod process;
 pub mod standin;
+pub mod stream;
 pub mod tool;
 pub mod wait;

@@ -8,17 +8,34 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_proto::admin::NodeInfo;
-use mesh_proto::local::{Models, RunState, Status};
+use mesh_proto::local::{Models, NetCheck, PathStatus, RunState, Status};
 use serde_json::Value;
 
-use crate::net::Host;
+use crate::net::{Host, Lab};
 use crate::process::{Process, ensure_success, stdout};
 use crate::tool;
-use crate::wait::wait_until;
+use crate::wait::{time_until, wait_until};
 
 /// How long a program may take until it is ready. Long, because debug builds on a busy machine start slowly.
 pub const READY: Duration = Duration::from_secs(20);
 const PORT: u16 = 7443;
+
+/// Joins nodes on the named hosts to a coordinator on the host `control`.
+///
+/// # Errors
+/// When one does not come up or is refused.
+pub fn join_all<'lab>(
+    lab: &'lab Lab,
+    hosts: &[&str],
+) -> Result<(Coordinator<'lab>, Vec<Node<'lab>>)> {
+    let coordinator = Coordinator::start(lab.host("control")?)?;
+    let key = coordinator.key(&["--reusable"])?;
+    let nodes = hosts
+        .iter()
+        .map(|name| Node::join(lab.host(name)?, &key).with_context(|| format!("joining {name}")))
+        .collect::<Result<Vec<_>>>()?;
+    Ok((coordinator, nodes))
+}
 
 /// A coordinator on a host.
 #[derive(Debug)]
@@ -78,6 +95,14 @@ impl<'lab> Coordinator<'lab> {
     pub fn has_ended(&mut self) -> Result<bool> {
         let process = self.process.as_mut().context("it was killed")?;
         process.has_ended()
+    }
+
+    /// The running program.
+    ///
+    /// # Errors
+    /// When it was killed.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("the coordinator was killed")
     }
 
     /// Waits until it answers its administrator.
@@ -187,6 +212,8 @@ pub struct Node<'lab> {
     process: Option<Process>,
     /// The HTTP proxy of its environment.
     proxy: Option<String>,
+    /// By how much its wall clock is off.
+    clock: Option<String>,
 }
 
 impl<'lab> Node<'lab> {
@@ -207,6 +234,7 @@ impl<'lab> Node<'lab> {
             host,
             process: None,
             proxy,
+            clock: None,
         };
         node.restart()?;
         Ok(node)
@@ -248,8 +276,20 @@ impl<'lab> Node<'lab> {
         if let Some(proxy) = &self.proxy {
             command.env("HTTPS_PROXY", proxy);
         }
+        if let Some(offset) = &self.clock {
+            command.env("LD_PRELOAD", tool::faketime()?);
+            command.env("FAKETIME", offset);
+            // A machine's monotonic clock is never set.
+            command.env("DONT_FAKE_MONOTONIC", "1");
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         self.process = Some(self.host.spawn("meshd", command)?);
         Ok(())
+    }
+
+    /// From its next start on the wall clock of `meshd` is off by so much, such as `-3650d`.
+    pub fn set_clock(&mut self, offset: &str) {
+        self.clock = Some(offset.to_owned());
     }
 
     /// The arguments of its `meshd`.
@@ -336,6 +376,19 @@ impl<'lab> Node<'lab> {
         })
     }
 
+    /// The value of one of its metrics, named with its labels; 0 when it is not told.
+    ///
+    /// # Errors
+    /// When the daemon is not reached.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.ctl_ok(&["metrics"])?;
+        let values = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = values.map(str::parse).next();
+        value.unwrap_or(Ok(0.0)).with_context(|| name.to_owned())
+    }
+
     /// What `meshctl models` knows.
     ///
     /// # Errors
@@ -355,6 +408,46 @@ impl<'lab> Node<'lab> {
             ensure!(state == RunState::Running, "it is {state:?}");
             Ok(())
         })
+    }
+
+    /// How it reaches a peer.
+    ///
+    /// # Errors
+    /// When it knows of no such peer.
+    pub fn path(&self, to: Ipv4Addr) -> Result<PathStatus> {
+        let status = self.status()?;
+        let peer = status.peers.iter().find(|peer| peer.ipv4 == to);
+        Ok(peer.context("no such peer")?.path.clone())
+    }
+
+    /// Whether the way to a peer is direct.
+    ///
+    /// # Errors
+    /// When it knows of no such peer.
+    pub fn is_direct(&self, to: Ipv4Addr) -> Result<bool> {
+        Ok(matches!(self.path(to)?, PathStatus::Direct { .. }))
+    }
+
+    /// Waits until the way to a peer is direct, and says how long that took.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn wait_direct(&self, to: Ipv4Addr, limit: Duration) -> Result<Duration> {
+        let (_, took) = time_until("the path is direct", limit, || {
+            ensure!(self.is_direct(to)?, "{:?}", self.path(to)?);
+            Ok(())
+        })?;
+        Ok(took)
+    }
+
+    /// Whether it knows of a relay of that name.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn knows_relay(&self, name: &str) -> Result<bool> {
+        let said = self.ctl(&["netcheck", "--json"])?;
+        let check: NetCheck = serde_json::from_slice(&said.stdout)?;
+        Ok(check.relays.iter().any(|relay| relay.name == name))
     }
 
     /// Its IPv4 overlay address.

@@ -29,16 +29,42 @@ impl<'lab> LlamaServer<'lab> {
     /// # Errors
     /// When it does not come up.
     pub fn start(host: &'lab Host, model: &str, port: u16) -> Result<Self> {
+        Self::start_as(host, model, model, port)
+    }
+
+    /// The same under another name of the model.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_as(host: &'lab Host, model: &str, alias: &str, port: u16) -> Result<Self> {
+        Self::launch(host, model, alias, port, &[])
+    }
+
+    /// The same with more options of the server's.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_with(host: &'lab Host, model: &str, port: u16, options: &[&str]) -> Result<Self> {
+        Self::launch(host, model, model, port, options)
+    }
+
+    fn launch(
+        host: &'lab Host,
+        model: &str,
+        alias: &str,
+        port: u16,
+        more: &[&str],
+    ) -> Result<Self> {
         let mut command = host.command(tool::python()?);
         command.arg(tool::llama_server_script());
         command.arg("-m").arg(tool::model(model)?);
-        command.args(["--alias", model, "--host", "127.0.0.1"]);
+        command.args(["--alias", alias, "--host", "127.0.0.1"]);
         command.args(["--port", &port.to_string(), "-t", "1", "-np", "2"]);
-        command.args(["--metrics", "--no-webui"]);
+        command.args(["--metrics", "--no-webui"]).args(more);
         if model == "embed" {
             command.arg("--embeddings");
         }
-        let mut process = host.spawn(&format!("llama-{model}"), command)?;
+        let mut process = host.spawn(&format!("llama-{alias}"), command)?;
         let url = format!("http://127.0.0.1:{port}");
         wait_until("llama-server has its model", READY, || {
             process.ensure_runs()?;
@@ -53,6 +79,21 @@ impl<'lab> LlamaServer<'lab> {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// One of its figures, `prompt_tokens_total`.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let answer = Request::get(&format!("{}/metrics", self.url)).send(self.host)?;
+        let line = format!("llamacpp:{name} ");
+        let value = answer
+            .body
+            .lines()
+            .find_map(|text| text.strip_prefix(&line));
+        let value = value.with_context(|| format!("no {name}: {answer:?}"))?;
+        Ok(value.trim().parse()?)
     }
 
     /// How many requests it works on.
@@ -73,6 +114,31 @@ impl<'lab> LlamaServer<'lab> {
     /// Kills it without a word.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+}
+
+/// A server that speaks OpenAI's first calls alone, in front of a llama-server.
+#[derive(Debug)]
+pub struct OpenAiOnly {
+    _process: Process,
+}
+
+impl OpenAiOnly {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(host: &Host, listen: &str, server: &LlamaServer<'_>) -> Result<Self> {
+        let mut command = host.command(tool::program("openai-only")?);
+        command.args(["--listen", listen, "--server", server.url()]);
+        let mut process = host.spawn(&format!("openai-only-{}", port_of(listen)), command)?;
+        wait_until("the OpenAI server answers", READY, || {
+            process.ensure_runs()?;
+            let answer = Request::get(&format!("http://{listen}/health")).send(host)?;
+            ensure!(answer.status == 200, "{answer:?}");
+            Ok(())
+        })?;
+        Ok(Self { _process: process })
     }
 }
 
@@ -106,7 +172,7 @@ impl<'lab> Ollama<'lab> {
             command.args(["--library", &format!("{name}={}", server.url())]);
         }
         let mut process = host.spawn("ollama", command)?;
-        let port = listen.rsplit(':').next().unwrap_or("11434");
+        let port = port_of(listen);
         let url = format!("http://127.0.0.1:{port}");
         wait_until("the Ollama stand-in answers", READY, || {
             process.ensure_runs()?;
@@ -162,4 +228,8 @@ impl<'lab> Ollama<'lab> {
     pub fn kill(&mut self) {
         self.process.kill();
     }
+}
+
+fn port_of(listen: &str) -> &str {
+    listen.rsplit(':').next().unwrap_or(listen)
 }

@@ -20,7 +20,10 @@ use crate::process::{Process, ensure_success, stdout, tail};
 
 pub mod nat;
 pub mod sweep;
+mod upnp;
 
+/// How long a program of the router may take until it is ready.
+const READY: std::time::Duration = std::time::Duration::from_secs(10);
 /// No command that is run to its end may take longer.
 const RUN_LIMIT_SECONDS: &str = "120";
 
@@ -39,7 +42,8 @@ pub struct Lab {
 #[derive(Debug)]
 pub struct Host {
     name: String,
-    namespace: String,
+    /// None for this machine itself.
+    namespace: Option<String>,
     /// Its address on the underlay.
     pub ipv4: Ipv4Addr,
     /// Its IPv6 address on the underlay.
@@ -111,6 +115,37 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Hosts that are this machine itself, on loopback: folders and names, and no privilege needed.
+    ///
+    /// # Errors
+    /// When no folder can be made.
+    pub fn of_this_machine(hosts: &[&str]) -> Result<Self> {
+        let prefix = format!(
+            "px{}-{}-",
+            std::process::id(),
+            N_LABS.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir()?;
+        let host = |name: &&str| {
+            let dir = dir.path().join(name);
+            fs::create_dir_all(&dir)?;
+            Ok(Host {
+                name: (*name).to_owned(),
+                namespace: None,
+                ipv4: Ipv4Addr::LOCALHOST,
+                ipv6: Ipv6Addr::LOCALHOST,
+                dir,
+            })
+        };
+        let hosts = hosts.iter().map(host).collect::<Result<_>>()?;
+        Ok(Self {
+            router: String::new(),
+            prefix,
+            hosts,
+            dir,
+        })
+    }
+
     fn add_host(&self, name: &str, number: u8) -> Result<Host> {
         let namespace = format!("{}{name}", self.prefix);
         let dir = self.dir.path().join(name);
@@ -120,11 +155,11 @@ impl Lab {
             ipv4: Ipv4Addr::new(192, 168, number, 2),
             ipv6: Ipv6Addr::new(0xfd00, 0x1ab, u16::from(number), 0, 0, 0, 0, 2),
             dir,
-            namespace,
+            namespace: Some(namespace.clone()),
         };
         // Without a resolver of its own the host must not ask that of the machine.
         host.write_resolv_conf("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
-        let (outer, n) = (format!("h{number}"), host.namespace.as_str());
+        let (outer, n) = (format!("h{number}"), namespace.as_str());
         let r = self.router.as_str();
         ip(&["netns", "add", n])?;
         ip(&[
@@ -210,6 +245,96 @@ END"
         ))
     }
 
+    /// Has a host's link carry packets of wire size alone, both ways, as a plain network card does.
+    ///
+    /// # Errors
+    /// When a command is refused.
+    pub fn cut(&self, host: &Host) -> Result<()> {
+        let link = format!("h{}", self.number(host));
+        for (namespace, link) in [
+            (self.router.as_str(), link.as_str()),
+            (host.namespace()?, "eth0"),
+        ] {
+            ip(&["-n", namespace, "link", "set", link, "gso_max_segs", "1"])?;
+        }
+        Ok(())
+    }
+
+    /// Leads the UDP packets between two hosts through `weather.py`: each comes twice, and those of a block in any order.
+    ///
+    /// # Errors
+    /// When it does not come up, or a command is refused.
+    pub fn weather(&self, pair: (&Host, &Host), depth: &str) -> Result<Process> {
+        self.lead_through(pair, "ipproto udp", &[depth])
+    }
+
+    /// Has each packet between two hosts take so many milliseconds longer, each way.
+    ///
+    /// # Errors
+    /// When it does not come up, or a command is refused.
+    pub fn delay(&self, pair: (&Host, &Host), ms: u32) -> Result<Process> {
+        self.lead_through(pair, "", &["delay", &ms.to_string()])
+    }
+
+    fn lead_through(&self, (a, b): (&Host, &Host), what: &str, args: &[&str]) -> Result<Process> {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.router])
+            .arg(crate::tool::python()?)
+            .arg(crate::tool::root().join("e2e/bench/weather.py"))
+            .arg("weather0")
+            .args(args);
+        let weather = Process::spawn("weather", command, &self.dir.path().join("weather.log"))?;
+        crate::wait::wait_until("the weather is there", READY, || {
+            anyhow::ensure!(weather.log().contains("ready"), "{}", weather.log());
+            Ok(())
+        })?;
+        self.router_sh("ip route add default dev weather0 table 77; ip -6 route add default dev weather0 table 77")?;
+        for (from, to) in [(a, b), (b, a)] {
+            let link = format!("h{}", self.number(from));
+            self.router_sh(&format!(
+                "ip rule add iif {link} {what} to {} table 77
+                 ip -6 rule add iif {link} {what} to {} table 77",
+                to.ipv4, to.ipv6
+            ))?;
+        }
+        Ok(weather)
+    }
+
+    /// Lets no datagram pass to a host that is longer than `mtu` with its headers, and tells no sender of UDP; 1,500 ends it.
+    ///
+    /// # Errors
+    /// When a command is refused.
+    pub fn black_hole(&self, host: &Host, mtu: u16) -> Result<()> {
+        // By routes, for these look at the segments of a super-packet one by one. TCP of the underlay hears of it.
+        let n = self.number(host);
+        self.router_sh(&format!(
+            "ip route replace 192.168.{n}.0/24 dev h{n} src 192.168.{n}.1 mtu lock {mtu}
+ip -6 route replace fd00:1ab:{n:x}::/64 dev h{n} metric 256 mtu lock {mtu}
+nft -f - <<END
+table inet hole
+delete table inet hole
+table inet hole {{
+    chain output {{
+        type filter hook output priority 0;
+        icmp type destination-unreachable @nh,296,8 17 drop;
+        icmpv6 type packet-too-big @nh,432,8 17 drop;
+    }}
+}}
+END"
+        ))
+    }
+
+    /// Sets the MTU of a host's link, at both of its ends.
+    ///
+    /// # Errors
+    /// When a command is refused.
+    pub fn set_link_mtu(&self, host: &Host, mtu: u16) -> Result<()> {
+        let (link, mtu) = (format!("h{}", self.number(host)), mtu.to_string());
+        ip(&["-n", &self.router, "link", "set", &link, "mtu", &mtu])?;
+        ip(&["-n", host.namespace()?, "link", "set", "eth0", "mtu", &mtu])
+    }
+
     /// Lets no UDP pass between hosts.
     ///
     /// # Errors
@@ -222,6 +347,25 @@ table inet noudp {
 }
 END",
         )
+    }
+
+    /// Lets no UDP pass between two hosts; to all others it does.
+    ///
+    /// # Errors
+    /// When the packet filter refuses.
+    pub fn block_udp_between(&self, one: &Host, other: &Host) -> Result<()> {
+        let (a, b) = (self.number(one), self.number(other));
+        self.router_sh(&format!(
+            "nft -f - <<END
+table inet noudp{a}to{b} {{
+    chain forward {{
+        type filter hook forward priority -300;
+        iifname \"h{a}\" oifname \"h{b}\" meta l4proto udp drop;
+        iifname \"h{b}\" oifname \"h{a}\" meta l4proto udp drop;
+    }}
+}}
+END"
+        ))
     }
 
     /// Ends [`Lab::block_udp`].
@@ -269,7 +413,7 @@ END"
     /// When a command is refused, such as for a second call.
     pub fn add_link(&self, host: &Host) -> Result<Ipv4Addr> {
         let number = u8::try_from(self.number(host))?;
-        let (outer, r, n) = (format!("s{number}"), &self.router, &host.namespace);
+        let (outer, r, n) = (format!("s{number}"), &self.router, host.namespace()?);
         ip(&[
             "link", "add", "eth1", "netns", n, "type", "veth", "peer", "name", &outer, "netns", r,
         ])?;
@@ -334,6 +478,11 @@ impl Host {
         &self.name
     }
 
+    fn namespace(&self) -> Result<&str> {
+        let namespace = self.namespace.as_deref();
+        namespace.context("this machine itself is not the lab's to change")
+    }
+
     /// A folder for its files.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -355,23 +504,21 @@ impl Host {
     /// A command that will run on this host, to which arguments can be added.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        // A UTS namespace beside the network one, so that each host has its own host name.
-        command
-            .args([
-                "netns",
-                "exec",
-                &self.namespace,
-                "unshare",
-                "--uts",
-                "sh",
-                "-c",
-            ])
-            .args([
-                "ulimit -n $(ulimit -Hn); hostname \"$0\" && exec \"$@\"",
-                &self.name,
-            ])
-            .arg(program);
+        let mut command = match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                // A UTS namespace beside the network one, so that each host has its own host name.
+                command
+                    .args(["netns", "exec", namespace, "unshare", "--uts", "sh", "-c"])
+                    .args([
+                        "ulimit -n $(ulimit -Hn); hostname \"$0\" && exec \"$@\"",
+                        &self.name,
+                    ])
+                    .arg(program);
+                command
+            }
+        };
         command.env_remove("http_proxy").env_remove("https_proxy");
         command.env_remove("HTTP_PROXY").env_remove("HTTPS_PROXY");
         command.env_remove("ALL_PROXY").env_remove("all_proxy");
@@ -415,7 +562,7 @@ impl Host {
     /// # Errors
     /// When `/etc/netns` cannot be written.
     pub fn write_resolv_conf(&self, text: &str) -> Result<()> {
-        let folder = Path::new(sweep::ETC_NETNS).join(&self.namespace);
+        let folder = Path::new(sweep::ETC_NETNS).join(self.namespace()?);
         fs::create_dir_all(&folder)?;
         // Written in place: running programs see the same file through their bind mounts.
         fs::write(folder.join("resolv.conf"), text)?;

@@ -105,15 +105,27 @@ impl Process {
         })
     }
 
-    /// The memory that it has in RAM, in KiB.
+    /// A figure of its memory, in KiB, by its name in `/proc/PID/status`, such as `VmRSS`.
     ///
     /// # Errors
     /// When it has ended.
-    pub fn rss_kib(&self) -> Result<u64> {
+    pub fn memory_kib(&self, name: &str) -> Result<u32> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let word = line.and_then(|rest| rest.split_whitespace().next());
-        Ok(word.context("no VmRSS")?.parse()?)
+        let mut lines = status.lines().map(str::split_whitespace);
+        let figure = lines.find_map(|mut words| {
+            let is_it = words.next()?.strip_suffix(':') == Some(name);
+            is_it.then_some(words.next()?)
+        });
+        let figure = figure.with_context(|| format!("no {name}"))?;
+        Ok(figure.parse()?)
+    }
+
+    /// The memory that it has in RAM, in MiB.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn rss_mib(&self) -> Result<f64> {
+        Ok(f64::from(self.memory_kib("VmRSS")?) / 1024.0)
     }
 
     /// Its CPU time so far, of all threads.

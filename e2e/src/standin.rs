@@ -344,13 +344,19 @@ fn manage(shop: &Shop, path: &str, body: &[u8]) -> Response<Reply> {
             if request.value("stream") == Some(&json!(false)) {
                 return json_reply(StatusCode::OK, &json!({ "status": "success" }));
             }
-            let steps = [
-                "pulling manifest",
-                "verifying sha256 digest",
-                "writing manifest",
-                "success",
+            let digest = format!("sha256:{}", name::digest(&asked));
+            let layer = |completed: u64| {
+                json!({ "status": format!("pulling {}", &digest[7..19]), "digest": digest,
+                        "total": 1_057_622, "completed": completed })
+            };
+            let mut steps = vec![
+                json!({ "status": "pulling manifest" }),
+                layer(0),
+                layer(1_057_622),
             ];
-            reply::ndjson(steps.iter().map(|status| json!({ "status": status })))
+            let last = ["verifying sha256 digest", "writing manifest", "success"];
+            steps.extend(last.iter().map(|status| json!({ "status": status })));
+            reply::ndjson(steps.into_iter())
         }
         "/api/delete" => {
             if shop.lock().remove(&model).is_none() {

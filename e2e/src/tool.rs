@@ -40,6 +40,26 @@ fn tool(path: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// LiteLLM's proxy.
+///
+/// # Errors
+/// When the tools of the benchmarks are not installed.
+pub fn litellm() -> Result<PathBuf> {
+    tool("litellm/bin/litellm")
+}
+
+/// The library that shows a program another wall clock.
+///
+/// # Errors
+/// When the tools are not installed.
+pub fn faketime() -> Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").context("/usr/lib")?;
+    let path = "faketime/libfaketimeMT.so.1";
+    let mut found = folders.filter_map(|folder| Some(folder.ok()?.path().join(path)));
+    let library = found.find(|library| library.exists());
+    library.context("libfaketime is missing: run `make tools`")
+}
+
 /// The Python that has llama.cpp's server and the clients of model servers.
 ///
 /// # Errors

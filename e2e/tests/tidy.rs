@@ -20,9 +20,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mesh-proto", &[]),
     ("mesh-engine", &["mesh-proto"]),
     ("mesh-io", &[]),
-    ("meshd", &["mesh-proto", "mesh-engine", "mesh-io"]),
+    ("mesh-relay", &["mesh-proto", "mesh-io"]),
+    (
+        "meshd",
+        &["mesh-proto", "mesh-engine", "mesh-io", "mesh-relay"],
+    ),
     ("meshctl", &["mesh-proto"]),
-    ("coordinator", &["mesh-proto", "mesh-io"]),
+    ("coordinator", &["mesh-proto", "mesh-relay"]),
     ("e2e", &["mesh-proto"]),
     ("fuzz", &["mesh-proto", "mesh-engine", "mesh-io"]),
     ("benches", &["mesh-proto", "mesh-engine", "mesh-io"]),
@@ -92,11 +96,11 @@ const PURE: &[&str] = &[
     "meshd/src/gateway/admit",
     "coordinator/src/ipam.rs",
     "coordinator/src/map/build.rs",
-    "coordinator/src/relay/hub.rs",
-    "coordinator/src/relay/hub",
-    "coordinator/src/relay/lane.rs",
-    "coordinator/src/relay/lane",
-    "coordinator/src/relay/rate.rs",
+    "mesh-relay/src/hub.rs",
+    "mesh-relay/src/hub",
+    "mesh-relay/src/lane.rs",
+    "mesh-relay/src/lane",
+    "mesh-relay/src/rate.rs",
     "coordinator/src/state/apply.rs",
 ];
 
@@ -111,7 +115,7 @@ fn root() -> PathBuf {
     e2e.parent().unwrap_or(e2e).to_owned()
 }
 
-/// Every Rust file of the workspace with its path relative to the root.
+/// Every Rust file of ours with its path relative to the root.
 fn sources() -> Result<Vec<(String, String)>> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
@@ -121,7 +125,8 @@ fn sources() -> Result<Vec<(String, String)>> {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "target" {
+            let is_ours = !name.starts_with('.') && name != "target" && name != "third-party";
+            if path.is_dir() && is_ours {
                 walk(&path, found)?;
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push(path);

@@ -37,6 +37,9 @@ pub const LOCAL: [(Transport, u16, u16); 4] = [
 /// Where the doors are.
 pub const DOOR: [(u16, u16); 2] = [(11_434, 41_434), (80, 41_080)];
 
+/// What the path between them takes, in bytes of the overlay.
+pub const PATH_MTU: u16 = 1440;
+
 /// The addresses of a node: as on the machines where the corpus was captured.
 #[must_use]
 pub fn overlay(n: u8) -> (Ipv4Addr, Ipv6Addr) {
@@ -204,6 +207,7 @@ impl Pair {
                 node_id: id(own),
                 disco_key: disco_key(own),
                 seed: [own; 32],
+                stamps_from_ns: 1_800_000_000_000_000_000,
             };
             let mut engine = Engine::new(now, config);
             let netmap = Arc::new(netmap(own, other));

@@ -100,6 +100,48 @@ pub fn segments(header: &VirtioHeader, packet: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// The packet, with the MSS that a SYN names held down to what a path takes (RFC 9293, section 3.7.1); its checksum is left.
+#[must_use]
+pub fn clamped(packet: &[u8], mtu: u16) -> Vec<u8> {
+    let mut clamped = packet.to_vec();
+    if let Some((at, headers_len)) = mss_at(packet) {
+        let told = u16::from_be_bytes([packet[at], packet[at + 1]]);
+        let most = mtu - headers_len;
+        clamped[at..at + 2].copy_from_slice(&told.min(most).to_be_bytes());
+    }
+    clamped
+}
+
+/// Where a SYN names its MSS, and how long its headers are without options of TCP.
+fn mss_at(packet: &[u8]) -> Option<(usize, u16)> {
+    let View {
+        part: Part::Whole(Upper::Tcp(_)),
+        transport_at,
+        ..
+    } = view(packet)?
+    else {
+        return None;
+    };
+    let tcp = &packet[transport_at..];
+    if tcp.get(13)? & 2 == 0 {
+        return None;
+    }
+    let options = tcp.get(20..usize::from(tcp[12] / 16) * 4)?;
+    let mut rest = options;
+    loop {
+        rest = match rest {
+            [2, 4, _, _, ..] => {
+                let at = transport_at + 20 + options.len() - rest.len() + 2;
+                return Some((at, u16::try_from(transport_at).unwrap() + 20));
+            }
+            [0 | 2, ..] | [] => return None,
+            [1, rest @ ..] => rest,
+            [_, len, ..] => rest.get(usize::from(*len).max(2)..)?,
+            [_] => return None,
+        };
+    }
+}
+
 /// What a receiver's kernel would do with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {

@@ -78,6 +78,16 @@ pub(crate) const N_ENDPOINTS_MAX: usize = 32;
 /// Packets that wait for a session, a peer; the oldest goes first when there are more.
 pub(crate) const N_QUEUED_MAX: usize = 64;
 
+/// A peer that was sent data and not heard for so long is sent TCP packets into silence, perhaps: they are kept. Twice
+/// the round trip of nearly all paths, and before TCP's second retransmission (0.6 s).
+pub(crate) const STASH_AFTER: Duration = Duration::from_millis(400);
+
+/// So many are kept, a peer.
+pub(crate) const N_STASHED_MAX: usize = 8;
+
+/// And sent again at most so often by the same path.
+pub(crate) const RESEND_EVERY: Duration = Duration::from_millis(500);
+
 /// Bytes that wait for sessions, all peers together.
 pub(crate) const QUEUED_BYTES_MAX: usize = 4 << 20;
 
@@ -108,8 +118,38 @@ pub(crate) const REPLAY_WINDOW: usize = 1024;
 /// A packet is padded to a multiple of this (WireGuard paper, section 5.4.6).
 pub(crate) const PAD_TO: usize = 16;
 
-/// But not above this, the overlay MTU, so that padding never makes a datagram too big for its path.
-pub(crate) const PAD_UP_TO: usize = 1280;
+/// But not above this, what Ethernet carries: longer packets on links that take them would need a copy each. Path MTUs are
+/// multiples of [`PAD_TO`], so that padding never makes a datagram too big for its path.
+pub(crate) const PAD_UP_TO: usize = 1440;
+
+/// What a path is taken to pass before it is asked: an overlay packet in a datagram that any IPv6 link passes, 1,280
+/// bytes with all headers (RFC 8899, section 5.1.2: `BASE_PLPMTU`).
+pub(crate) const MTU_BASE: u16 = 1200;
+
+/// The shortest that is tried: 576 bytes of IPv4 are more than what any link in use fails to pass.
+pub(crate) const MTU_MIN: u16 = 512;
+
+/// Packets are cut no longer than that before the daemon says what the interfaces carry.
+pub(crate) const MTU_MOST: u16 = 1440;
+
+/// A length is asked for so often before it is taken not to pass (RFC 8899, section 5.1.2: `MAX_PROBES`).
+pub(crate) const N_MTU_TRIES: u32 = 3;
+
+/// Lengths that are asked for at once.
+pub(crate) const N_MTU_PROBES: usize = 8;
+
+/// A probe is waited for at least and at most so long, milliseconds.
+pub(crate) const MTU_PATIENCE_MS: (u64, u64) = (250, 1250);
+
+/// The length in use is asked for so often while data is sent.
+pub(crate) const MTU_CHECK_EVERY: Duration = Duration::from_millis(750);
+
+/// And so often in a row without an answer before it is taken to pass no longer.
+pub(crate) const N_MTU_CHECKS: u32 = 3;
+
+/// A search for more begins after this, doubled each time up to 16 minutes (RFC 8899, section 5.1.1: `PMTU_RAISE_TIMER`
+/// is 600 s).
+pub(crate) const MTU_RAISE_AFTER: Duration = Duration::from_secs(60);
 
 /// How often the reflexive address is asked for while a session runs over the internet: NATs forget an idle UDP mapping
 /// after 30 s at the soonest in practice (RFC 4787 REQ-5 asks for two minutes).
@@ -245,8 +285,45 @@ pub(crate) const MAP_RETRY: Duration = Duration::from_millis(250);
 /// So often, by each protocol.
 pub(crate) const N_MAP_TRIES: u32 = 4;
 
-/// And then again after this.
+/// What the daemon does by UPnP is waited for so long.
+pub(crate) const UPNP_WITHIN: Duration = Duration::from_secs(20);
+
+/// A gateway that does not map is asked again after this.
 pub(crate) const MAP_RETRY_LATER: Duration = Duration::from_secs(600);
 
 /// A gateway that lost its memory makes this node ask anew at most so often.
 pub(crate) const MAP_RENEW_MIN: Duration = Duration::from_secs(10);
+
+/// Ports are guessed when so many rounds of probes found nothing.
+pub(crate) const GUESS_AFTER_ROUNDS: usize = 4;
+
+/// An attempt to guess lasts so long.
+pub(crate) const GUESS_FOR: Duration = Duration::from_secs(15);
+
+/// The next one comes after this, doubled each time.
+pub(crate) const GUESS_AGAIN: Duration = Duration::from_secs(60);
+
+/// And at the latest after this.
+pub(crate) const GUESS_PAUSE_MAX: Duration = Duration::from_secs(1800);
+
+/// Spare sockets that one attempt uses at most: 256 open ports make each guess hit with a probability of 1 in 252.
+pub(crate) const N_SPARES_MAX: u16 = 256;
+
+/// Spare sockets that ping in one step, a quarter of a second.
+pub(crate) const N_SPARES_A_STEP: u32 = 64;
+
+/// After so many steps the spare sockets ping again: what was open then may be closed.
+pub(crate) const SPARES_AGAIN: u32 = 40;
+
+/// Spare sockets without a use are kept for so long after the last step of an attempt.
+pub(crate) const SPARES_KEPT_FOR: Duration = Duration::from_secs(5);
+
+/// Ports that are guessed in one step.
+pub(crate) const N_GUESSES_A_STEP: u32 = 25;
+
+/// Peers for which ports are guessed at once: more wait for their turn, so that a node never sends more than so many
+/// guesses.
+pub(crate) const N_GUESSING_MAX: usize = 2;
+
+/// Public endpoints of a peer at which ports are guessed, or to which spare sockets ping.
+pub(crate) const N_GUESSED_MAX: usize = 2;

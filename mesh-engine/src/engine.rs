@@ -1,11 +1,13 @@
 //! The control side: dispatches inputs to the parts and drains their outputs.
 
+mod guess;
+mod mtu;
 mod netmap;
 mod paths;
 mod session;
 mod tick;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +19,8 @@ use mesh_proto::netmap::Netmap;
 use mesh_proto::stun::is_stun;
 
 use crate::config::{
-    N_CALLED_MAX, N_PINGS_MAX, PING_FOR, RETRY_JITTER_MS, SLEPT, SWEEP_EVERY, TICK,
+    MTU_MOST, N_CALLED_MAX, N_PINGS_MAX, N_SPARES_MAX, PING_FOR, RETRY_JITTER_MS, SLEPT,
+    SWEEP_EVERY, TICK,
 };
 use crate::event::{
     Destination, Event, PeerStats, PingToken, PlaneEvent, TimerReason, Transmit, Update,
@@ -26,9 +29,11 @@ use crate::nat::portmap::{Gateway, PortMap};
 use crate::nat::stun::Stun;
 use crate::nat::wire;
 use crate::noise::limiter::Limiter;
+use crate::noise::stamp::Stamps;
 use crate::noise::{Identity, Kind, NewSession, NoiseSession};
 use crate::path::canonical;
 use crate::path::set::PathSet;
+use crate::peer::PeerHandle;
 use crate::peer::state::Now;
 use crate::peer::table::Peers;
 use crate::plane::Plane;
@@ -48,6 +53,9 @@ pub struct EngineConfig {
     pub disco_key: DiscoPrivateKey,
     /// All that the engine itself draws comes from here; fill it from the system's random source.
     pub seed: [u8; 32],
+    /// The first timestamp of this node's handshakes, nanoseconds since 1970; each handshake takes the next. Peers refuse
+    /// one that is not newer than all of earlier runs, so it must be past them whatever the clock says.
+    pub stamps_from_ns: u64,
 }
 
 /// The mesh as this node sees it.
@@ -71,14 +79,34 @@ pub struct Engine {
     port_map: PortMap,
     gateway: Option<(IpAddr, IpAddr)>,
     told_home: Option<RelayId>,
+    spares: Spares,
     /// The paths of peers that have a session or want one.
     sets: BTreeMap<NodeId, PathSet>,
     local_endpoints: Vec<SocketAddr>,
+    /// The longest overlay packet that this machine's interfaces carry.
+    overlay_mtu: u16,
     pings: BTreeMap<PingToken, (NodeId, Instant)>,
     timers: Timers,
     reset_at: Instant,
     sweep_at: Instant,
     out: Out,
+}
+
+/// The MTU of the selected path, when it is a direct one.
+fn path_mtu(peer: &PeerHandle) -> Option<u16> {
+    let path = peer.path()?;
+    path.dst.remote().map(|_| path.mtu())
+}
+
+/// The spare sockets.
+#[derive(Debug, Default)]
+struct Spares {
+    /// How many the daemon has.
+    n_usable: u16,
+    /// Until when those without a use are kept, while any may be open.
+    kept_until: Option<Instant>,
+    /// Those that the daemon was told to keep.
+    told: BTreeSet<u16>,
 }
 
 /// The wall clock as it was told last.
@@ -118,7 +146,7 @@ impl Engine {
         Self {
             plane: Arc::new(Plane::new(now, &mut seed)),
             node_id: config.node_id,
-            identity: Identity::new(&config.node_key),
+            identity: Identity::new(&config.node_key, Stamps::new(config.stamps_from_ns)),
             new_session: NoiseSession::boxed,
             seed,
             peers: Peers::default(),
@@ -133,8 +161,10 @@ impl Engine {
             port_map: PortMap::default(),
             gateway: None,
             told_home: None,
+            spares: Spares::default(),
             sets: BTreeMap::new(),
             local_endpoints: Vec::new(),
+            overlay_mtu: MTU_MOST,
             pings: BTreeMap::new(),
             timers: Timers::default(),
             reset_at: now,
@@ -169,9 +199,16 @@ impl Engine {
                 self.services = services;
                 self.apply_local();
             }
+            Update::OverlayMtu(mtu) => {
+                self.overlay_mtu = mtu;
+                let live: Vec<NodeId> = self.peers.live().iter().copied().collect();
+                for id in live {
+                    self.look_mtu(&id);
+                }
+            }
             Update::Rebind => self.on_rebind(now),
             Update::NodeKey(key) => {
-                self.identity = Identity::new(&key);
+                self.identity = self.identity.with_key(&key);
                 for id in self.peers.ids() {
                     self.end_session(&id);
                 }
@@ -180,6 +217,12 @@ impl Engine {
                 self.gateway = gateway;
                 self.apply_gateway(now);
             }
+            Update::UpnpDone { order, mapped } => {
+                if self.port_map.handle_upnp(now, &order, mapped) {
+                    self.tell_mapped();
+                }
+            }
+            Update::SpareSockets(n) => self.spares.n_usable = n.min(N_SPARES_MAX),
             Update::RelayUp(relay) => self.on_relay_up(now, &relay),
             Update::RelayDown(relay) => self.relays.on_down(now, &relay),
             Update::Clear => self.forget_mesh(),
@@ -201,6 +244,14 @@ impl Engine {
         } else {
             self.on_datagram(now, Destination::Udp(endpoint), datagram);
         }
+        self.refresh_timers(now);
+    }
+
+    /// A datagram of a spare socket, that the plane called [`Inbound::Control`](crate::Inbound::Control).
+    pub fn handle_spare(&mut self, now: Instant, socket: u16, from: SocketAddr, datagram: &[u8]) {
+        self.plane.shared.set_clock(now);
+        let endpoint = canonical(from);
+        self.on_datagram(now, Destination::Spare { socket, endpoint }, datagram);
         self.refresh_timers(now);
     }
 
@@ -237,9 +288,15 @@ impl Engine {
         let before = self.port_map.outer();
         let farewell = self.port_map.set_gateway(now, gateway, &mut self.seed);
         self.out.transmits.extend(farewell);
+        self.give_orders();
         if self.port_map.outer() != before {
             self.tell_mapped();
         }
+    }
+
+    fn give_orders(&mut self) {
+        let order = self.port_map.take_order();
+        self.out.events.extend(order.map(Event::Upnp));
     }
 
     fn tell_mapped(&mut self) {
@@ -297,11 +354,13 @@ impl Engine {
                 {
                     let rtt = at.saturating_duration_since(sent_at);
                     let path = peer.destination();
+                    let path_mtu = path_mtu(&peer);
                     self.out.events.push_back(Event::Pong {
                         node,
                         token,
                         rtt,
                         path,
+                        path_mtu,
                     });
                 }
             }
@@ -333,6 +392,7 @@ impl Engine {
         let mapped = self.port_map.outer();
         let requests = self.port_map.handle_timeout(now);
         self.out.transmits.extend(requests);
+        self.give_orders();
         if self.port_map.outer() != mapped {
             self.tell_mapped();
         }
@@ -397,6 +457,7 @@ impl Engine {
                 path,
                 rtt,
                 loss,
+                path_mtu: path_mtu(&control.handle),
                 is_up: control.state().is_up(),
                 rx_bytes: traffic.rx_bytes.load(Ordering::Relaxed),
                 tx_bytes: traffic.tx_bytes.load(Ordering::Relaxed),
@@ -415,7 +476,7 @@ impl Engine {
     }
 
     /// Whether an event speaks of a peer that is still the one of that id.
-    fn is_current(&self, peer: &crate::PeerHandle) -> bool {
+    fn is_current(&self, peer: &PeerHandle) -> bool {
         let control = self.peers.get(&peer.node());
         control.is_some_and(|control| control.handle == *peer)
     }

@@ -1,6 +1,6 @@
 //! What goes in and comes out of the engine and its plane: plain values, no behaviour.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,10 +26,22 @@ pub enum Update {
     /// The gateway towards the internet and this machine's address on its network, for port mappings; `None` when there
     /// is none, or mappings are switched off.
     Gateway(Option<(IpAddr, IpAddr)>),
+    /// What became of [`Event::Upnp`]: where the gateway forwards from and for how many seconds, or that it does not.
+    UpnpDone {
+        /// What was to be done.
+        order: UpnpOrder,
+        /// `None` when the gateway speaks no UPnP or refuses.
+        mapped: Option<(SocketAddr, u32)>,
+    },
     /// Where the listeners behind the service ports are.
     Services(ServicePorts),
+    /// The longest overlay packet that this machine's interfaces carry, in bytes: paths are not asked for more.
+    OverlayMtu(u16),
     /// The underlay changed or the socket was opened anew: ask for the reflexive address again, prove all paths again.
     Rebind,
+    /// So many spare UDP sockets may be used, none at first: where a NAT gives each destination another port, many
+    /// sockets make it possible that a peer guesses one.
+    SpareSockets(u16),
     /// The link to a relay stands: frames that go there are delivered.
     RelayUp(RelayId),
     /// The link to a relay ended, or cannot be made.
@@ -45,6 +57,14 @@ pub enum Update {
 pub enum Destination {
     /// By the UDP socket to this endpoint; never an IPv4-mapped IPv6 address.
     Udp(SocketAddr),
+    /// By a spare UDP socket to this endpoint. The daemon opens the socket of that number when it is first used, if it
+    /// said that it has some ([`Update::SpareSockets`]).
+    Spare {
+        /// The socket's number.
+        socket: u16,
+        /// Where to; never an IPv4-mapped IPv6 address.
+        endpoint: SocketAddr,
+    },
     /// By the link to a relay, which passes it on to the peer. Without a link it is dropped.
     Relay {
         /// The relay.
@@ -60,7 +80,7 @@ impl Destination {
     pub const fn endpoint(&self) -> Option<SocketAddr> {
         match self {
             Self::Udp(endpoint) => Some(*endpoint),
-            Self::Relay { .. } => None,
+            Self::Spare { .. } | Self::Relay { .. } => None,
         }
     }
 
@@ -68,14 +88,14 @@ impl Destination {
     #[must_use]
     pub const fn remote(&self) -> Option<SocketAddr> {
         match self {
-            Self::Udp(endpoint) => Some(*endpoint),
+            Self::Udp(endpoint) | Self::Spare { endpoint, .. } => Some(*endpoint),
             Self::Relay { .. } => None,
         }
     }
 
     pub(crate) const fn is_ipv6(&self) -> bool {
         match self {
-            Self::Udp(endpoint) => endpoint.is_ipv6(),
+            Self::Udp(endpoint) | Self::Spare { endpoint, .. } => endpoint.is_ipv6(),
             Self::Relay { .. } => false,
         }
     }
@@ -84,10 +104,22 @@ impl Destination {
     #[must_use]
     pub const fn relay(&self) -> Option<RelayId> {
         match self {
-            Self::Udp(_) => None,
+            Self::Udp(_) | Self::Spare { .. } => None,
             Self::Relay { relay, .. } => Some(*relay),
         }
     }
+}
+
+/// Where packets to a peer go, and how long they may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The selected path, if there is one.
+    pub dst: Option<Destination>,
+    /// The longest overlay packet that it takes, in bytes; [`Plane::fit`](crate::Plane::fit) says what to do with longer
+    /// ones.
+    pub mtu: u16,
+    /// Whether that is final for now, so that programs may be told of it.
+    pub is_settled: bool,
 }
 
 /// A datagram to send.
@@ -141,10 +173,14 @@ pub enum Event {
     /// A link to this relay is wanted. Told anew while there is none and something waits for it; the daemon may close
     /// links that carried nothing for a while, but for the home relay's.
     NeedRelay(RelayId),
+    /// Of the spare sockets only these are in use: the others may be closed.
+    SparesInUse(Vec<u16>),
     /// How the world outside sees the UDP socket.
     ReflexiveEndpoint(SocketAddr),
     /// The gateway forwards from there to the UDP socket, or does so no longer.
     PortMapped(Option<SocketAddr>),
+    /// To be done at the gateway by UPnP; what became of it is told by [`Update::UpnpDone`].
+    Upnp(UpnpOrder),
     /// A ping was answered.
     Pong {
         /// The peer.
@@ -155,7 +191,22 @@ pub enum Event {
         rtt: Duration,
         /// Which path was selected when it came.
         path: Option<Destination>,
+        /// The longest overlay packet that this path is known to take, in bytes; `None` by a relay, which takes any.
+        path_mtu: Option<u16>,
     },
+}
+
+/// A port mapping that the daemon is to ask a gateway for by UPnP, or to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpnpOrder {
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// This machine's address on its network.
+    pub client: Ipv4Addr,
+    /// The UDP port that is to be reached.
+    pub port: u16,
+    /// For how long, in seconds; 0 ends the mapping.
+    pub lifetime_s: u32,
 }
 
 /// Names one ping.
@@ -280,11 +331,13 @@ pub enum DropReason {
     QueueFull,
     /// The peer was removed.
     PeerGone,
+    /// Longer than the path takes, and its sender wants it whole: it was told so.
+    TooBig,
 }
 
 impl DropReason {
     /// All reasons, for metrics.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Malformed,
         Self::NoRoute,
         Self::WrongSource,
@@ -297,6 +350,7 @@ impl DropReason {
         Self::BufferTooSmall,
         Self::QueueFull,
         Self::PeerGone,
+        Self::TooBig,
     ];
 
     /// A label in snake case.
@@ -315,6 +369,7 @@ impl DropReason {
             Self::BufferTooSmall => "buffer_too_small",
             Self::QueueFull => "queue_full",
             Self::PeerGone => "peer_gone",
+            Self::TooBig => "too_big",
         }
     }
 }
@@ -330,6 +385,8 @@ pub struct PeerStats {
     pub rtt: Option<Duration>,
     /// The part of questions on the selected path that had no answer, 0 to 1.
     pub loss: f32,
+    /// The longest overlay packet that the selected path is known to take, in bytes; `None` by a relay, which takes any.
+    pub path_mtu: Option<u16>,
     /// Whether a session stands.
     pub is_up: bool,
     /// Payload bytes opened.

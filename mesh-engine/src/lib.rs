@@ -9,7 +9,8 @@
 //! A packet thread does this:
 //!
 //! ```text
-//! TUN packet   → plane.outbound ┬ Peer(peer) → peer.seal(): per segment seal → to peer.destination(); finish
+//! TUN packet   → plane.outbound ┬ Peer(peer) → peer.way(): what is longer goes by plane.fit
+//!                               │              peer.seal(): per segment seal → to way.dst; finish
 //!                               └ Reflect    → back to the TUN
 //! UDP datagram → plane.inbound  ┬ Data(peer) → peer.open(): open; finish; plane.admitter(): admit → TUN
 //!                               └ Control    → Engine::handle_udp
@@ -21,7 +22,7 @@
 //! `finish` and must not be held while the same peer is locked again.
 //!
 //! The one thing that is not pure sits inside boringtun: keys and nonces of handshakes come from the system's random
-//! source, and its session timers and handshake timestamps read the system's clocks.
+//! source, and its session timers read the system's clock.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -29,6 +30,7 @@ mod echo;
 mod engine;
 mod event;
 mod filter;
+mod fit;
 mod nat;
 mod netcheck;
 mod noise;
@@ -46,8 +48,9 @@ mod timers;
 pub use engine::{Engine, EngineConfig};
 pub use event::{
     Admit, ChecksumState, Destination, DropReason, Event, Inbound, Opened, Outbound, PeerStats,
-    PingToken, PlaneEvent, Sealed, TimerReason, Transmit, Update,
+    PingToken, PlaneEvent, Sealed, TimerReason, Transmit, Update, UpnpOrder, Way,
 };
+pub use fit::{Fit, Fragments, TooBig};
 pub use netcheck::{NetReport, RelayReport};
 pub use peer::{Opener, PeerHandle, Sealer};
 pub use plane::{Admitter, Plane};

@@ -4,17 +4,17 @@
 //! packets without a common bound, retries without jitter and reads clocks of its own. Here buffers and counters are
 //! checked first, packets wait in the peer and handshakes are driven by the engine; `Tunn`'s own timers only back them up.
 //!
-//! Two things cannot be had from its public face; [`NewSession`] is the seam for a session layer that has them:
+//! Initiations are stamped by [`stamp`] and not by the system's clock, for which `third-party/boringtun` has a seam of
+//! ours. A peer that has none of that, or lost its mark, may still come with an old stamp: an authentic initiation of the
+//! kind is told from a forgery ([`Read::Old`]), and the engine then begins a handshake itself, which such a peer accepts.
 //!
-//! - A replay window above 1,024. The window is a private constant, it is asked before a datagram is opened, and the keys
-//!   are private too, so what it refuses nobody else can open. Within it reordering loses nothing.
-//! - A handshake timestamp that survives a clock that was set back. `Tunn::new` reads the system clock, and the stamp is
-//!   sealed inside the initiation with a key that never leaves it, so no stored mark can raise it. What this end can do
-//!   it does: an authentic initiation with an old stamp is told from a forgery ([`Read::Old`]), and the engine then
-//!   begins a handshake itself, which such a peer accepts.
+//! One thing cannot be had from it; [`NewSession`] is the seam for a session layer that has it: a replay window above
+//! 1,024. The window is a private constant, it is asked before a datagram is opened, and the keys are private too, so what
+//! it refuses nobody else can open. Within it reordering loses nothing.
 
 pub(crate) mod index;
 pub(crate) mod limiter;
+pub(crate) mod stamp;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -30,9 +30,12 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::config::{PAD_TO, PAD_UP_TO, REJECT_AFTER_MESSAGES};
 use crate::event::DropReason;
+use crate::noise::stamp::Stamps;
 
 /// Header and tag of a data message.
-pub(crate) const DATA_OVERHEAD: usize = 32;
+pub(crate) const DATA_OVERHEAD: u16 = 32;
+
+const DATA_OVERHEAD_LEN: usize = DATA_OVERHEAD as usize;
 
 /// The longest handshake message, an initiation.
 pub(crate) const HANDSHAKE_LEN_MAX: usize = 148;
@@ -59,7 +62,7 @@ impl Kind {
             (1, 148) => Some(Self::Initiation),
             (2, 92) => Some(Self::Response(word(8)?)),
             (3, 64) => Some(Self::CookieReply(word(4)?)),
-            (4, DATA_OVERHEAD..) => Some(Self::Data(word(4)?)),
+            (4, DATA_OVERHEAD_LEN..) => Some(Self::Data(word(4)?)),
             _ => None,
         }
     }
@@ -68,7 +71,7 @@ impl Kind {
 /// Whether two datagrams are data messages of one session, told by type and receiver index alone.
 pub(crate) fn is_same_session(first: &[u8], second: &[u8]) -> bool {
     let head = |datagram: &[u8]| -> Option<[u8; 8]> {
-        datagram.get(..DATA_OVERHEAD)?.first_chunk().copied()
+        datagram.get(..DATA_OVERHEAD_LEN)?.first_chunk().copied()
     };
     head(first).is_some_and(|[kind @ .., _, _, _, _]| kind == [4, 0, 0, 0])
         && head(first) == head(second)
@@ -137,10 +140,20 @@ pub(crate) struct Identity {
     limiter: Arc<RateLimiter>,
     /// Always limits: for the time when [`limiter`] says that there is load.
     cookies: RateLimiter,
+    stamps: Arc<Stamps>,
 }
 
 impl Identity {
-    pub(crate) fn new(key: &NodePrivateKey) -> Self {
+    pub(crate) fn new(key: &NodePrivateKey, stamps: Stamps) -> Self {
+        Self::stamped(key, Arc::new(stamps))
+    }
+
+    /// The same end with another key.
+    pub(crate) fn with_key(&self, key: &NodePrivateKey) -> Self {
+        Self::stamped(key, Arc::clone(&self.stamps))
+    }
+
+    fn stamped(key: &NodePrivateKey, stamps: Arc<Stamps>) -> Self {
         let secret = key.secret().clone();
         let public = PublicKey::from(&secret);
         let limiter = Arc::new(RateLimiter::new(&public, u64::MAX));
@@ -150,6 +163,7 @@ impl Identity {
             public,
             limiter,
             cookies,
+            stamps,
         }
     }
 
@@ -218,7 +232,7 @@ pub(crate) struct NoiseSession {
 
 impl NoiseSession {
     pub(crate) fn boxed(identity: &Identity, peer: &NodeKey, index: u32) -> Box<dyn Session> {
-        let tunn = Tunn::new(
+        let mut tunn = Tunn::new(
             identity.secret.clone(),
             PublicKey::from(*peer.as_bytes()),
             None,
@@ -227,6 +241,7 @@ impl NoiseSession {
             index,
             Some(Arc::clone(&identity.limiter)),
         );
+        tunn.set_stamps(Arc::<Stamps>::clone(&identity.stamps));
         Box::new(Self {
             tunn,
             padded: [0; PAD_UP_TO],
@@ -248,7 +263,7 @@ impl Session for NoiseSession {
         } else {
             packet
         };
-        if out.len() < HANDSHAKE_LEN_MAX.max(packet.len() + DATA_OVERHEAD) {
+        if out.len() < HANDSHAKE_LEN_MAX.max(packet.len() + DATA_OVERHEAD_LEN) {
             return Err(DropReason::BufferTooSmall);
         }
         match self.tunn.encapsulate(packet, out) {

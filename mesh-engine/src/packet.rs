@@ -207,6 +207,24 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !(u16::try_from(sum).unwrap_or(u16::MAX))
 }
 
+/// The checksum of an IPv6 upper-layer message with its field at zero (RFC 8200, section 8.1); `addrs` are source and
+/// destination.
+pub(crate) fn checksum_of_upper(addrs: &[u8], protocol: u8, message: &[u8]) -> u16 {
+    let [a, b] = u16::try_from(message.len())
+        .unwrap_or(u16::MAX)
+        .to_be_bytes();
+    let parts = [
+        !checksum(addrs),
+        !checksum(&[a, b, 0, protocol]),
+        !checksum(message),
+    ];
+    let sum: u32 = parts.into_iter().map(u32::from).sum();
+    // Three words have at most one carry each time.
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    !(u16::try_from(folded).unwrap_or(u16::MAX))
+}
+
 /// A checksum after one 16-bit word that it covers went from `old` to `new` (RFC 1624, equation 3).
 pub(crate) fn checksum_after(checksum: u16, old: u16, new: u16) -> u16 {
     let mut sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);

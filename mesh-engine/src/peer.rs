@@ -1,6 +1,7 @@
 //! One peer as the packet path sees it: its session behind one lock, all else atomic.
 
 mod batch;
+pub(crate) mod stash;
 pub(crate) mod state;
 pub(crate) mod table;
 
@@ -16,13 +17,14 @@ use mesh_proto::id::NodeId;
 use mesh_proto::key::NodeKey;
 
 use crate::config::{
-    LAN_HOLD, MOVE_TOLD_EVERY, N_ANSWERS, N_QUEUED_MAX, REJECT_AFTER, REJECT_AFTER_MESSAGES,
-    REKEY_AFTER_MESSAGES, TIE_WITHIN,
+    LAN_HOLD, MOVE_TOLD_EVERY, MTU_BASE, N_ANSWERS, N_QUEUED_MAX, REJECT_AFTER,
+    REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, STASH_AFTER, TIE_WITHIN,
 };
-use crate::event::Destination;
+use crate::event::{Destination, Way};
 use crate::filter::Rules;
 use crate::noise::Session;
 use crate::path::Path;
+use crate::peer::stash::Stash;
 use crate::plane::Shared;
 
 pub use batch::{Opener, Sealer};
@@ -73,6 +75,12 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
+    /// Whether data was sent for a while and nothing heard.
+    pub(crate) fn is_silent(&self, now_ms: u64) -> bool {
+        let since_ms = self.unanswered_ms.load(Ordering::Relaxed);
+        since_ms != 0 && u128::from(now_ms.saturating_sub(since_ms)) >= STASH_AFTER.as_millis()
+    }
+
     pub(crate) fn note_sent(&self, now_ms: u64, packet_len: usize) {
         self.last_tx_ms.store(now_ms, Ordering::Relaxed);
         if packet_len == 0 {
@@ -109,6 +117,8 @@ pub(crate) struct Slot {
     /// Keys that this node answered with and the peer has not used yet.
     pub(crate) unconfirmed: Unconfirmed,
     queue: VecDeque<Vec<u8>>,
+    /// What was sent into silence; it goes when the peer was heard.
+    stash: Option<Box<Stash>>,
 }
 
 /// Keys that both ends hold.
@@ -211,6 +221,22 @@ impl Slot {
         Some(packet)
     }
 
+    /// Keeps a copy of a packet that is sent into silence.
+    fn keep(&mut self, packet: &[u8]) {
+        if stash::is_tcp(packet) {
+            self.stash.get_or_insert_default().push(packet);
+        }
+    }
+
+    pub(crate) const fn has_stashed(&self) -> bool {
+        self.stash.is_some()
+    }
+
+    /// What was sent into silence.
+    pub(crate) fn take_stash(&mut self) -> Option<Box<Stash>> {
+        self.stash.take()
+    }
+
     /// Forgets keys.
     pub(crate) fn forget(&mut self) {
         (self.session, self.agreed) = (None, None);
@@ -220,6 +246,7 @@ impl Slot {
     /// Forgets keys and packets.
     pub(crate) fn clear(&mut self, shared: &Shared) {
         self.forget();
+        self.stash = None;
         while self.pop(shared).is_some() {}
     }
 }
@@ -255,6 +282,24 @@ impl PeerHandle {
     pub fn endpoint(&self) -> Option<SocketAddr> {
         let path = self.0.path.load();
         path.as_ref().and_then(|path| path.dst.endpoint())
+    }
+
+    /// The selected path and how long a packet it takes; lock-free.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        let path = self.0.path.load();
+        let unknown = Way {
+            dst: None,
+            mtu: MTU_BASE,
+            is_settled: false,
+        };
+        path.as_ref().map_or(unknown, |path| path.way())
+    }
+
+    /// What TCP may be told to send at most: the path's MTU, once that is settled.
+    pub(crate) fn settled_mtu(&self) -> Option<u16> {
+        let path = self.0.path.load();
+        path.as_ref().and_then(|path| path.settled_mtu())
     }
 
     /// Locks the session for sealing a batch.

@@ -4,16 +4,17 @@ mod admit;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::config::{QUEUED_BYTES_MAX, UNKNOWN_EVERY};
 use crate::echo::Echo;
-use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound};
+use crate::event::{Admit, ChecksumState, DropReason, Inbound, Outbound, Way};
 use crate::filter;
 use crate::filter::flows::Flows;
+use crate::fit::{self, Fit};
 use crate::nat::wire;
 use crate::noise::index::Indices;
 use crate::noise::{self, Kind};
@@ -35,6 +36,8 @@ pub struct Plane {
     pub(crate) echo: Echo,
     flows: Flows,
     local: ArcSwapOption<Local>,
+    /// Names the next packet that has to be fragmented.
+    fragment_id: AtomicU32,
 }
 
 /// This node on the overlay.
@@ -158,6 +161,11 @@ impl Plane {
             echo: Echo::new(seed),
             flows: Flows::new([seed.u64(), seed.u64()]),
             local: ArcSwapOption::empty(),
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "any number is as good to begin with"
+            )]
+            fragment_id: AtomicU32::new(seed.u64() as u32),
         }
     }
 
@@ -196,8 +204,27 @@ impl Plane {
         } else {
             headers
         };
+        if fit::is_syn(packet, &headers)
+            && let Some(mtu) = peer.settled_mtu()
+        {
+            fit::clamp_mss(packet, &headers, mtu, checksum);
+        }
         filter::note_outbound(&self.flows, &headers, seconds(now_ms));
         Ok(Outbound::Peer(peer))
+    }
+
+    /// Says what to do with a packet of [`Self::outbound`] that is longer than its way takes.
+    #[must_use]
+    pub fn fit<'a>(&self, packet: &'a [u8], way: &Way) -> Fit<'a> {
+        let fit = fit::fit(
+            packet,
+            way,
+            self.fragment_id.fetch_add(1, Ordering::Relaxed),
+        );
+        if matches!(fit, Fit::TooBig(_) | Fit::Drop) {
+            self.shared.count_drop(DropReason::TooBig);
+        }
+        fit
     }
 
     /// Finds where a datagram belongs.

@@ -1,14 +1,19 @@
 //! TUN and UDP with segmentation offload: the one crate that speaks to the kernel by hand.
 //!
 //! Reading order: [`tun`] (the overlay's network interface), [`offload`] (super-packets split and merged, pure),
-//! [`udp`] (the underlay's socket), [`wait`] (how a packet thread sleeps), [`buf`] (where packets lie meanwhile).
+//! [`udp`] (the underlay's socket), [`wait`] (how a packet thread sleeps), [`stall`] (whether all slept), [`buf`] (where packets lie meanwhile),
+//! [`code`] (what the start leaves in memory).
 #![allow(
     unsafe_code,
     reason = "ioctl, recvmmsg, sendmmsg and poll have no safe wrapper; this crate is that wrapper"
 )]
 
 pub mod buf;
+#[cfg(target_os = "linux")]
+pub mod code;
 pub mod offload;
+#[cfg(target_os = "linux")]
+pub mod stall;
 #[cfg(target_os = "linux")]
 pub mod tun;
 pub mod udp;

@@ -6,7 +6,9 @@ mod linux;
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::TunCapabilities;
 use crate::offload::{MAX_PARTS, OffloadError, VIRTIO_HEADER_LEN, VirtioHeader};
@@ -71,10 +73,30 @@ pub struct TunQueue {
 }
 
 impl TunQueue {
+    /// Two queues that are connected with each other and with no interface: what is written to one is read from the other.
+    /// So a TCP/IP stack inside this process takes the place of the kernel's, packet by packet, offload included. Each
+    /// direction holds about `n_bytes`, as far as the kernel grants that; with no room left, writing is `WouldBlock`.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn pair(n_bytes: usize) -> io::Result<[Self; 2]> {
+        let (a, b) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+        let open = |socket: Socket| {
+            socket.set_nonblocking(true)?;
+            socket.set_send_buffer_size(n_bytes)?;
+            Ok::<_, io::Error>(Self {
+                file: File::from(OwnedFd::from(socket)),
+                has_header: true,
+            })
+        };
+        Ok([open(a)?, open(b)?])
+    }
+
     /// Reads one packet or super-packet into `packet`, which should hold [`MAX_PACKET`] bytes.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; `InvalidData` for one packet with an offload kind never asked for.
+    /// `WouldBlock` when there is none; `InvalidData` for one packet with an offload kind never asked for; `UnexpectedEof`
+    /// when the other end of a [`Self::pair`] is closed.
     pub fn recv(&self, packet: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
         if !self.has_header {
             let len = (&self.file).read(packet)?;
@@ -83,6 +105,9 @@ impl TunQueue {
         let mut header = [0; VIRTIO_HEADER_LEN];
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(packet)];
         let len = (&self.file).read_vectored(&mut parts)?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let invalid = |err: OffloadError| io::Error::new(io::ErrorKind::InvalidData, err);
         let packet_len = len
             .checked_sub(VIRTIO_HEADER_LEN)
@@ -114,5 +139,41 @@ impl TunQueue {
 impl AsFd for TunQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offload::Gso;
+
+    #[test]
+    fn a_pair_carries_packets_whole_with_their_headers_and_fills_up() {
+        let [a, b] = TunQueue::pair(256 << 10).unwrap();
+        let mut room = vec![0; MAX_PACKET];
+        let empty = a.recv(&mut room).unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+        let header = VirtioHeader {
+            needs_checksum: true,
+            gso: Gso::Tcp4,
+            gso_size: 1240,
+            ..VirtioHeader::default()
+        };
+        let long = vec![7; 60_000];
+        a.send(
+            &header,
+            &[IoSlice::new(&long[..9]), IoSlice::new(&long[9..])],
+        )
+        .unwrap();
+        a.send(&VirtioHeader::default(), &[IoSlice::new(b"short")])
+            .unwrap();
+        assert_eq!(b.recv(&mut room).unwrap(), (header, long.len()));
+        assert_eq!(room[..long.len()], long);
+        assert_eq!(b.recv(&mut room).unwrap(), (VirtioHeader::default(), 5));
+        let full = (0..10_000).find_map(|_| {
+            let sent = b.send(&header, &[IoSlice::new(&long)]);
+            sent.err().map(|err| err.kind())
+        });
+        assert_eq!(full, Some(io::ErrorKind::WouldBlock));
     }
 }

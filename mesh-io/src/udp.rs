@@ -1,6 +1,7 @@
 //! The underlay's socket: many datagrams a call, in both directions.
 //!
-//! Don't-fragment and the choice of the source address are left to the kernel's defaults.
+//! Datagrams are never fragmented: one that is too long for its path is lost, or refused with `EMSGSIZE` when the interface
+//! says so. The choice of the source address is the kernel's.
 
 #[cfg(any(test, not(target_os = "linux")))]
 #[cfg_attr(
@@ -54,6 +55,17 @@ impl<'a> Datagrams<'a> {
     pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.bytes.chunks(self.stride.max(1))
     }
+}
+
+/// As [`Datagrams`], to be changed in place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DatagramsMut<'a> {
+    /// The sender; never an IPv4-mapped IPv6 address.
+    pub from: SocketAddr,
+    /// Their bytes, one after the other.
+    pub bytes: &'a mut [u8],
+    /// The length of each.
+    pub stride: usize,
 }
 
 /// Opens a socket on all addresses: IPv6 that takes IPv4 too, or IPv4 alone where there is no IPv6.

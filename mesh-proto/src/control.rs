@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::filter::Allow;
 use crate::id::{NetworkId, NodeId, NodeName, RelayId, Tag, UserId, UserName};
 use crate::key::{CoordinatorKey, DiscoKey, MachineKey, NodeKey, Signature};
 use crate::netmap::Revision;
@@ -21,8 +22,15 @@ pub const PATH_UPDATE: &str = "/api/v1/node/update";
 pub const PATH_BEAT: &str = "/api/v1/node/beat";
 /// `POST` [`RotateRequest`] → 204; signed.
 pub const PATH_ROTATE: &str = "/api/v1/node/rotate";
+/// `POST` [`AllowedRequest`] → [`AllowedReply`]; signed. Of the node itself, or of another of its user.
+pub const PATH_ALLOWED: &str = "/api/v1/node/allowed";
 /// `POST`, no body → 204; signed: the node leaves for good and its address is retired.
 pub const PATH_LOGOUT: &str = "/api/v1/node/logout";
+
+/// `POST` [`WantRequest`] → 204; signed.
+pub const PATH_WANT: &str = "/api/v1/node/want";
+/// `POST`, no body → [`Wanted`]; signed.
+pub const PATH_WANTED: &str = "/api/v1/node/wanted";
 
 /// The content type of a map stream.
 pub const MAP_CONTENT_TYPE: &str = "application/x-proxima-map";
@@ -183,6 +191,62 @@ pub struct RotateRequest {
     pub node_key_signature: Signature,
 }
 
+/// Asks what one node may open on another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AllowedRequest {
+    /// Who opens.
+    pub from: NodeId,
+    /// Where.
+    pub to: NodeId,
+}
+
+/// What the policy of the mesh allows one node on another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AllowedReply {
+    /// What it may open; nothing when it may not even know of the other.
+    pub allow: Vec<Allow>,
+}
+
+/// A node's user would like somebody to share a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WantRequest {
+    /// Its name, as Ollama has it.
+    pub model: String,
+    /// Whether the wish is taken back.
+    #[serde(default)]
+    pub is_over: bool,
+}
+
+/// The most models that one user may want at a time.
+pub const N_WANTS_MAX: usize = 20;
+/// The most wanted models that are told.
+pub const N_WANTED_MAX: usize = 100;
+/// A wish that is not repeated is forgotten after this long: 14 days.
+pub const WANT_TTL_MS: u64 = 14 * 24 * 3_600_000;
+
+/// What the users of the mesh would like somebody to share, most wanted first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Wanted {
+    /// The models, at most [`N_WANTED_MAX`].
+    pub models: Vec<WantedModel>,
+}
+
+/// A model that somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WantedModel {
+    /// Its normalised name.
+    pub model: String,
+    /// How many users want it.
+    pub n_users: u32,
+    /// When one of them asked last, Unix milliseconds.
+    pub asked_at_ms: u64,
+}
+
 /// The body of every error answer of the coordinator and of `meshd`'s control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -260,6 +324,8 @@ pub mod code {
     pub const INTERNAL: &str = "internal";
     /// The daemon is not joined to a mesh.
     pub const NEEDS_LOGIN: &str = "needs_login";
+    /// The relay that a node offers is not reached from outside.
+    pub const RELAY_UNREACHABLE: &str = "relay_unreachable";
     /// Waited as long as asked, and it did not come.
     pub const TIMEOUT: &str = "timeout";
     /// Policy forbids it.

@@ -82,6 +82,28 @@ impl PortRange {
     }
 }
 
+impl Filter {
+    /// What a peer may open.
+    #[must_use]
+    pub fn allowed_to(&self, node: &NodeId, user: UserId, tags: &[Tag]) -> Vec<Allow> {
+        let rules = self.rules.iter();
+        let matching = rules.filter(|rule| rule.src.matches(node, user, tags));
+        matching.flat_map(|rule| rule.allow.clone()).collect()
+    }
+}
+
+impl Allow {
+    /// Whether TCP to a port is among it.
+    #[must_use]
+    pub const fn has_tcp(&self, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Tcp(ports) => ports.contains(port),
+            Self::Ping | Self::Udp(_) => false,
+        }
+    }
+}
+
 impl Source {
     /// Whether a peer with this id, owner and tags is meant.
     ///

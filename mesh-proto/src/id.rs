@@ -65,7 +65,9 @@ macro_rules! base32_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&BASE32_NOPAD.encode(&self.0).to_ascii_lowercase())
+                let mut text = BASE32_NOPAD.encode(&self.0);
+                text.make_ascii_lowercase();
+                f.write_str(&text)
             }
         }
 

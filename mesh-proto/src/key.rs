@@ -53,7 +53,8 @@ macro_rules! public_key {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}{}", $prefix, BASE64URL_NOPAD.encode(&self.0))
+                f.write_str($prefix)?;
+                f.write_str(&BASE64URL_NOPAD.encode(&self.0))
             }
         }
 
@@ -87,7 +88,7 @@ public_key!(
     NodeKey, "nk:"
 );
 public_key!(
-    /// The public half of a disco key (X25519): new with each start of a node, seals path discovery ([`crate::disco`]).
+    /// The public half of a disco key (X25519): seals path discovery ([`crate::disco`]).
     DiscoKey, "dk:"
 );
 public_key!(
@@ -275,7 +276,7 @@ agreement_key!(
     NodePrivateKey, NodeKey
 );
 agreement_key!(
-    /// The private disco key. Never leaves the memory of its process.
+    /// The private disco key. Never leaves its machine.
     DiscoPrivateKey, DiscoKey
 );
 

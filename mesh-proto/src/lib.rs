@@ -4,7 +4,8 @@
 //! random bytes takes them from the caller.
 //!
 //! Reading order: [`id`] and [`key`] name things, [`auth_key`] is what a person pastes, [`tls`] what it pins, [`request`] and
-//! [`control`] are what a node tells its coordinator, [`netmap`] with [`filter`] and [`share`] is what it hears back, [`name`] turns
+//! [`control`] are what a node tells its coordinator, [`netmap`] with [`filter`] and [`share`] is what it hears back, [`door`] is
+//! what a host grants to guests, [`usage`] what they took, [`name`] turns
 //! models into DNS names, [`relay`] names what carries packets when no direct path does, [`stun`] and [`disco`] find
 //! paths, [`admin`] is the operator's API and [`local`] the
 //! socket between `meshctl` and `meshd`.
@@ -14,6 +15,7 @@ pub mod admin;
 pub mod auth_key;
 pub mod control;
 pub mod disco;
+pub mod door;
 pub mod filter;
 pub mod id;
 pub mod key;
@@ -26,6 +28,7 @@ pub mod share;
 mod signed_line;
 pub mod stun;
 pub mod tls;
+pub mod usage;
 
 /// The version of the control protocol that this build speaks.
 ///

@@ -3,15 +3,23 @@
 //! Errors are [`crate::control::ErrorBody`] with a matching HTTP status. Reading calls (`GET`) are open to the socket's
 //! group; the others to root, to the daemon's own user and to the configured operator.
 
+mod catalog;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::disco::Mapping;
+use crate::door::{DoorChange, DoorStatus};
 use crate::id::{NetworkId, NodeId, NodeName, RelayId, Tag, UserName};
 use crate::netmap::Revision;
-use crate::share::{Audience, BackendApi, Digest, Gpu, HostOffers};
+use crate::share::{Audience, BackendApi, Gpu, HostOffers, PullPolicy};
+
+pub use catalog::{
+    ModelHost, ModelStatus, Models, PullChange, PullRequest, PullState, PullStatus, Suggestion,
+    Suggestions, Top, TopHost,
+};
 
 /// The version of the JSON that `meshctl --json` prints; it rises when a field changes its meaning or goes away.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -31,16 +39,28 @@ pub const PATH_LOGOUT: &str = "/v1/logout";
 pub const PATH_ROTATE: &str = "/v1/rotate";
 /// `POST` [`PingRequest`] → [`PingReply`].
 pub const PATH_PING: &str = "/v1/ping";
+/// `POST` [`WhyRequest`] → [`Why`].
+pub const PATH_WHY: &str = "/v1/why";
 /// `GET` → [`NetCheck`], after the network was looked at anew.
 pub const PATH_NETCHECK: &str = "/v1/netcheck";
 /// `GET` → [`Models`].
 pub const PATH_MODELS: &str = "/v1/models";
+/// `GET` → [`Top`], after all hosts were asked.
+pub const PATH_TOP: &str = "/v1/top";
 /// `GET` → [`ShareStatus`]; `POST` [`ShareRequest`] → [`ShareStatus`].
 pub const PATH_SHARE: &str = "/v1/share";
+/// `GET ?days=N` → [`crate::usage::UsageReport`].
+pub const PATH_USAGE: &str = "/v1/usage";
+/// `POST` [`PullRequest`] → [`PullStatus`]: has a host pull a model, or tells how that stands.
+pub const PATH_PULL: &str = "/v1/pull";
+/// `GET` → [`Suggestions`]; `POST` [`crate::control::WantRequest`] → 204. Both ask the coordinator.
+pub const PATH_WANTS: &str = "/v1/wants";
 /// `GET` → [`Settings`]; `POST` [`SetRequest`] → [`Settings`].
 pub const PATH_SETTINGS: &str = "/v1/settings";
 /// `GET` → [`DnsStatus`].
 pub const PATH_DNS: &str = "/v1/dns";
+/// `GET ?name=NAME&type=TYPE`, a [`DnsQuery`] → [`DnsAnswer`].
+pub const PATH_DNS_QUERY: &str = "/v1/dns/query";
 /// `GET` → Prometheus text.
 pub const PATH_METRICS: &str = "/v1/metrics";
 /// `GET` → a JSON object with all that helps to find a fault, without secrets.
@@ -95,6 +115,19 @@ pub struct Problem {
     pub fix: Option<String>,
 }
 
+/// Where this machine's programs find the mesh in userspace mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserspaceStatus {
+    /// The SOCKS5 proxy, unless it is switched off.
+    #[serde(default)]
+    pub socks5: Option<SocketAddr>,
+    /// The HTTP proxy, unless it is switched off.
+    #[serde(default)]
+    pub http_proxy: Option<SocketAddr>,
+    /// The gateway to all models.
+    pub gateway: SocketAddr,
+}
+
 /// This node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -122,8 +155,11 @@ pub struct NodeStatus {
     pub suffix: String,
     /// Where it may be reached on the underlay.
     pub endpoints: Vec<SocketAddr>,
-    /// The name of the overlay interface.
+    /// The name of the overlay interface; empty in userspace mode.
     pub interface: String,
+    /// How this machine's programs reach the mesh without an interface; absent where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userspace: Option<UserspaceStatus>,
     /// Whether it shares models.
     pub is_sharing: bool,
     /// When its key expires, Unix milliseconds.
@@ -173,6 +209,12 @@ pub struct PeerStatus {
     /// Milliseconds that a direct path takes for an answer, once it was asked.
     #[serde(default)]
     pub rtt_ms: Option<f64>,
+    /// How many of the probes of that path are lost lately, in percent, once it was asked.
+    #[serde(default)]
+    pub loss_percent: Option<f64>,
+    /// The longest packet that a direct path is known to take, in bytes of the overlay.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
     /// Bytes of packets received from it.
     pub rx_bytes: u64,
     /// Bytes of packets sent to it.
@@ -220,6 +262,9 @@ pub struct UpRequest {
     /// How long to wait for the mesh, milliseconds; 30,000 when absent.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
+    /// Whether to go into userspace mode, now and for good; as before when absent.
+    #[serde(default)]
+    pub userspace: bool,
 }
 
 impl std::fmt::Debug for UpRequest {
@@ -255,6 +300,76 @@ pub struct PingReply {
     pub path: PathStatus,
     /// Round trip, milliseconds.
     pub rtt_ms: f64,
+    /// The longest packet that a direct path is known to take, in bytes of the overlay.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
+}
+
+/// Asks why one node reaches a port of another, or does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyRequest {
+    /// Who wants to reach it: a node's name, DNS name, id or overlay address, or `self`.
+    pub from: String,
+    /// What it wants to reach: a node alike, or a model.
+    pub to: String,
+    /// At which TCP port.
+    pub port: u16,
+}
+
+/// What lies between a node and a port of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// Who wants to reach it: a node's name.
+    pub from: String,
+    /// Whom it comes to; as it was asked when there is no such thing.
+    pub to: String,
+    /// At which TCP port.
+    pub port: u16,
+    /// What was looked at, in the order in which it matters.
+    pub steps: Vec<WhyStep>,
+}
+
+/// One thing that must be right.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyStep {
+    /// What was looked at.
+    pub subject: WhySubject,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// Why, for people.
+    pub message: String,
+    /// The command that mends it, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// What one step of an answer to "why" speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhySubject {
+    /// What the mesh's policy allows.
+    Policy,
+    /// What the name stands for.
+    Name,
+    /// Whether a model is shared.
+    Offer,
+    /// How packets get there.
+    Path,
+}
+
+/// How a step stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It is right.
+    Yes,
+    /// It works, but not as well as it could.
+    Degraded,
+    /// It fails.
+    No,
+    /// This node cannot tell.
+    Unknown,
 }
 
 /// What the network around the node looks like.
@@ -264,6 +379,9 @@ pub struct NetCheck {
     pub has_udp_ipv4: bool,
     /// And over IPv6.
     pub has_udp_ipv6: bool,
+    /// Why not over IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_ipv6: Option<NoIpv6>,
     /// Where servers see this node.
     pub reflexive: Vec<SocketAddr>,
     /// How the NAT maps, if there is one.
@@ -273,6 +391,18 @@ pub struct NetCheck {
     pub port_mapping: Option<PortMapping>,
     /// The relays of the mesh, best first.
     pub relays: Vec<RelayCheck>,
+}
+
+/// Why UDP does not pass over IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoIpv6 {
+    /// This machine has no IPv6 address that leads anywhere.
+    NoAddress,
+    /// No server of the mesh has one to ask by.
+    NoServer,
+    /// The servers that were asked do not answer.
+    NoAnswer,
 }
 
 /// A port that the gateway forwards.
@@ -300,55 +430,6 @@ pub struct RelayCheck {
     pub is_home: bool,
 }
 
-/// The catalogue.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Models {
-    /// One entry a distinct model, sorted by name.
-    pub models: Vec<ModelStatus>,
-}
-
-/// A model and who serves it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ModelStatus {
-    /// Its normalised name.
-    pub model: String,
-    /// Its full DNS name; absent when the name is ambiguous or reserved.
-    #[serde(default)]
-    pub dns_name: Option<String>,
-    /// Its digest.
-    #[serde(default)]
-    pub digest: Option<Digest>,
-    /// Bytes of its files.
-    pub size_bytes: u64,
-    /// Such as `1.2B`.
-    pub parameter_size: String,
-    /// Such as `Q4_K_M`.
-    pub quantization: String,
-    /// Tokens.
-    pub context_length: u64,
-    /// Such as `completion`.
-    pub capabilities: Vec<String>,
-    /// Who serves it.
-    pub hosts: Vec<ModelHost>,
-}
-
-/// A host of a model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelHost {
-    /// The node.
-    pub id: NodeId,
-    /// Its name.
-    pub name: NodeName,
-    /// Whether it is this node.
-    pub is_self: bool,
-    /// Whether requests may be sent to it.
-    pub is_healthy: bool,
-    /// Whether the model is in memory there.
-    pub is_loaded: bool,
-    /// What its backend speaks.
-    pub api: BackendApi,
-}
-
 /// Changes what the node shares. What is absent stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -368,6 +449,12 @@ pub struct ShareRequest {
     /// Backends by URL; an empty list finds them by itself.
     #[serde(default)]
     pub backends: Option<Vec<String>>,
+    /// Changes what guests are granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<DoorChange>,
+    /// Changes who may have this machine pull models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulls: Option<PullChange>,
 }
 
 /// What the node shares.
@@ -387,6 +474,12 @@ pub struct ShareStatus {
     pub n_queued: u32,
     /// The GPUs of this machine.
     pub gpus: Vec<Gpu>,
+    /// What guests are granted, and how the door stands.
+    #[serde(default)]
+    pub door: DoorStatus,
+    /// Who may have this machine pull models, and how much of its disk they may take.
+    #[serde(default)]
+    pub pulls: PullPolicy,
 }
 
 /// A model server on this machine.
@@ -426,6 +519,21 @@ pub struct Settings {
     /// Uid that may control the daemon beside root; none when absent.
     #[serde(default)]
     pub operator_uid: Option<u32>,
+    /// Whether the node does without an overlay interface.
+    #[serde(default)]
+    pub userspace: UserspaceMode,
+    /// Where the SOCKS5 proxy of userspace mode listens; nowhere when absent.
+    #[serde(default = "socks5_default")]
+    pub socks5: Option<SocketAddr>,
+    /// Where the HTTP proxy of userspace mode listens; nowhere when absent.
+    #[serde(default = "http_proxy_default")]
+    pub http_proxy: Option<SocketAddr>,
+    /// Where the gateway of userspace mode listens.
+    #[serde(default = "gateway_default")]
+    pub gateway: SocketAddr,
+    /// Whether the node offers a relay to its mesh.
+    #[serde(default)]
+    pub relay: bool,
 }
 
 impl Default for Settings {
@@ -434,8 +542,43 @@ impl Default for Settings {
             names: NameMode::default(),
             dns: true,
             operator_uid: None,
+            userspace: UserspaceMode::default(),
+            socks5: socks5_default(),
+            http_proxy: http_proxy_default(),
+            gateway: gateway_default(),
+            relay: false,
         }
     }
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+const fn socks5_default() -> Option<SocketAddr> {
+    Some(loopback(1055))
+}
+
+const fn http_proxy_default() -> Option<SocketAddr> {
+    Some(loopback(1056))
+}
+
+/// One above Ollama's own port, which the machine's own Ollama has.
+const fn gateway_default() -> SocketAddr {
+    loopback(11_435)
+}
+
+/// Whether a node does without an overlay interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserspaceMode {
+    /// Where the machine gives it none.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never: without an interface the node is not up.
+    Off,
 }
 
 const fn yes() -> bool {
@@ -473,4 +616,42 @@ pub struct DnsStatus {
     pub upstreams: Vec<SocketAddr>,
     /// How many model names are served.
     pub n_models: usize,
+}
+
+/// Asks this node's own zone, whatever the system's resolver does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsQuery {
+    /// The name.
+    pub name: String,
+    /// The record type, such as `A`.
+    pub kind: String,
+}
+
+/// What the zone answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsAnswer {
+    /// The name, absolute.
+    pub name: String,
+    /// The record type.
+    pub kind: String,
+    /// `NOERROR` or `NXDOMAIN`.
+    pub code: String,
+    /// What was asked for; empty when the name has none of that type.
+    pub answers: Vec<DnsRecord>,
+    /// Addresses of names in the answers.
+    #[serde(default)]
+    pub additionals: Vec<DnsRecord>,
+}
+
+/// A resource record, as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsRecord {
+    /// Whose it is.
+    pub name: String,
+    /// How long it may be kept, seconds.
+    pub ttl: u32,
+    /// The record type.
+    pub kind: String,
+    /// What it says.
+    pub data: String,
 }

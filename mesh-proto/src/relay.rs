@@ -3,6 +3,7 @@
 mod feed;
 mod frame;
 mod proof;
+mod udp;
 
 use std::net::SocketAddr;
 
@@ -13,7 +14,7 @@ use crate::id::{IdError, RelayId, text_form};
 
 pub use feed::{
     MEMBERS_CONTENT_TYPE, Member, MembersBody, MembersFrame, N_RELAY_URLS_MAX, PATH_RELAY_MEMBERS,
-    PATH_RELAY_REGISTER, RelayRegistered, RelayRegistration,
+    PATH_RELAY_REGISTER, RelayOffer, RelayRegistered, RelayRegistration,
 };
 pub use frame::{
     CONTENTS_MAX, DATAGRAMS_AT, Datagrams, Denial, FRAME_MAX, Frame, FrameError, HEADER_LEN,
@@ -21,6 +22,10 @@ pub use frame::{
     UPGRADE, VERSION, frame_len, turn_round,
 };
 pub use proof::{ChallengeSecret, PROOF_LEN, Proof, prove};
+pub use udp::{
+    Alias, BIND_LEN, Cookie, Tag, Token, UDP_DATAGRAM_MAX, UDP_HEADER_LEN, UdpMessage, bind, bound,
+    cookie, data_header, is_relay_udp,
+};
 
 /// The most relays of a mesh that a node looks at.
 pub const N_RELAYS_MAX: usize = 16;

@@ -1,6 +1,7 @@
 //! What hosts share: models, the hardware behind them, and with whom.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -10,9 +11,10 @@ use crate::id::{UserId, UserName, text_form};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostOffers {
-    /// The models, sorted by name, one entry a name.
+    /// The models, sorted by name, one entry a name. Shared by every copy of the map that they stand in.
     #[serde(default)]
-    pub models: Vec<Offer>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Offer>))]
+    pub models: Vec<Arc<Offer>>,
     /// The GPUs of the host; empty when it has none or hides them.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
@@ -89,6 +91,90 @@ pub struct Offer {
     /// When the files changed, as the backend says it (RFC 3339); empty when unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub modified_at: String,
+    /// What the backend speaks by itself; the host translates the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speaks: Vec<Protocol>,
+    /// How fast the host was seen to answer with it; absent before it has answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
+}
+
+impl Offer {
+    /// An offer of which nothing is known but the name and who serves it.
+    #[must_use]
+    pub fn new(model: impl Into<String>, api: BackendApi) -> Self {
+        Self {
+            model: model.into(),
+            digest: None,
+            api,
+            size_bytes: 0,
+            family: String::new(),
+            parameter_size: String::new(),
+            quantization: String::new(),
+            context_length: 0,
+            capabilities: Vec::new(),
+            is_loaded: false,
+            modified_at: String::new(),
+            speaks: Vec::new(),
+            speed: None,
+        }
+    }
+
+    /// The price class of the model, in thousandths: its parameters in billions, as far as the offer tells them.
+    #[must_use]
+    pub fn price_class_milli(&self) -> Option<u64> {
+        price_class_milli(&self.parameter_size)
+    }
+}
+
+/// How fast a host answers with one model, as it measured over its last answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Speed {
+    /// Output tokens a second, of one answer.
+    pub tokens_per_second: f64,
+    /// Milliseconds from the beginning of the work to the first token.
+    pub first_token_ms: u64,
+}
+
+/// The price class of a parameter count as Ollama writes it, such as `8.0B` or `8x7B`, in thousandths of a billion
+/// parameters: 1,000 output tokens cost as many thousandths of a credit. Nothing for a text that is no such count.
+#[must_use]
+pub fn price_class_milli(parameter_size: &str) -> Option<u64> {
+    let mut number = parameter_size.trim().chars();
+    let millionths = match number.next_back()? {
+        'K' | 'k' => 1e-3,
+        'M' | 'm' => 1.0,
+        'B' | 'b' => 1e3,
+        'T' | 't' => 1e6,
+        _ => return None,
+    };
+    let number = number.as_str();
+    let (times, number) = match number.split_once(['x', 'X']) {
+        Some((times, number)) => (times.trim().parse::<f64>().ok()?, number),
+        None => (1.0, number),
+    };
+    let class = times * number.trim().parse::<f64>().ok()? * millionths;
+    // A mesh of trillions is beyond what any host has.
+    (class.is_finite() && (0.0..=1e9).contains(&class)).then_some(class.round() as u64)
+}
+
+/// A protocol that a backend may speak by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Ollama's own routes.
+    Ollama,
+    /// OpenAI's chat completions, completions and embeddings.
+    OpenAi,
+    /// OpenAI's responses.
+    Responses,
+    /// Anthropic's messages.
+    Messages,
+    /// One that this program does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// The API that a host's backend speaks by itself.
@@ -100,6 +186,34 @@ pub enum BackendApi {
     Ollama,
     /// OpenAI's alone.
     OpenAi,
+}
+
+/// Who may have a host pull models, and how much of its disk they may take; nobody when there are no users.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PullPolicy {
+    /// The users, by name; the owner too has to be named.
+    pub users: Vec<UserName>,
+    /// Bytes that all models together may take that were pulled so.
+    pub budget_bytes: u64,
+}
+
+/// How a host stands at the moment, as its door tells those who may use it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostLive {
+    /// How many requests it works on at once.
+    pub n_slots: u32,
+    /// Requests in work.
+    pub n_active: u32,
+    /// Requests waiting.
+    pub n_queued: u32,
+    /// Output tokens since its daemon started; of answers under way, their pieces, which mostly are a token each.
+    pub n_output_tokens: u64,
+    /// The models in memory.
+    pub loaded: Vec<String>,
+    /// Its GPUs, with their use.
+    pub gpus: Vec<Gpu>,
 }
 
 /// SHA-256 of a model's manifest.
@@ -148,7 +262,8 @@ impl std::str::FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        f.write_str("sha256:")?;
+        f.write_str(&self.hex())
     }
 }
 
@@ -193,4 +308,36 @@ pub struct Gpu {
     /// Whether the card is cut into instances (MIG).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub is_mig: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_price_class_is_read_from_the_parameters() {
+        for (text, want) in [
+            ("8.0B", Some(8_000)),
+            ("135M", Some(135)),
+            ("517K", Some(1)),
+            ("8x7B", Some(56_000)),
+            ("1T", Some(1_000_000)),
+            ("", None),
+            ("B", None),
+            ("12", None),
+            ("-3B", None),
+            ("1é", None),
+            ("9e99B", None),
+        ] {
+            assert_eq!(price_class_milli(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_of_later_times_is_no_fault() {
+        let offer = r#"{"model":"m","api":"open_ai","speaks":["open_ai","telepathy"]}"#;
+        let offer: Offer = serde_json::from_str(offer).unwrap();
+        assert_eq!(offer.speaks, [Protocol::OpenAi, Protocol::Other]);
+        assert_eq!(offer.speed, None);
+    }
 }

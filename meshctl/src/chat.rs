@@ -109,6 +109,12 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// Goes by address, so that it also works where the system does not resolve the mesh's names.
     pub(crate) fn of(node: &NodeStatus) -> Self {
+        if let Some(userspace) = &node.userspace {
+            return Self {
+                addr: userspace.gateway,
+                authority: userspace.gateway.to_string(),
+            };
+        }
         let uri = node.gateway_url.parse::<http::Uri>().ok();
         let authority = uri.and_then(|uri| uri.authority().map(ToString::to_string));
         Self::new(node.service_ipv4, authority)

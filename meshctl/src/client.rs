@@ -177,7 +177,8 @@ impl Client {
         } else {
             format!("cannot reach meshd on {path}: {err}")
         };
-        Failure::new(Exit::NotRunning, "not_running", message).with_fix(start::start_command())
+        Failure::new(Exit::NotRunning, "not_running", message)
+            .with_fix(start::start_command(&self.socket))
     }
 }
 

@@ -13,9 +13,12 @@ mod run;
 mod set;
 mod share;
 mod status;
+mod top;
 mod up;
+mod usage;
 mod version;
 mod wait;
+mod why;
 
 use mesh_proto::control::code;
 use mesh_proto::local::{PATH_STATUS, RunState, Status};
@@ -61,9 +64,12 @@ async fn choose(command: Command, client: &Client, output: &Output) -> Result<Ex
         Command::Wait(args) => wait::run(args, client, output).await,
         Command::Status(args) => status::run(&args, client, output).await,
         Command::Ping(args) => ping::run(args, client, output).await,
+        Command::Why(args) => why::run(args, client, output).await,
         Command::Models(args) => models::run(args, client, output).await,
+        Command::Top(args) => top::run(&args, client, output).await,
         Command::Run(args) => run::run(args, client, output).await,
         Command::Share(args) => share::run(args, client, output).await,
+        Command::Usage(args) => usage::run(&args, client, output).await,
         Command::Set(args) => set::run(args, client, output).await,
         Command::Dns(args) => dns::run(&args, client, output).await,
         Command::Netcheck => netcheck::run(client, output).await,

@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     NotFound = 5,
     /// Refused by policy or for want of rights.
     Refused = 6,
-    /// It answers, but not as asked: stale map, switched off, still starting.
+    /// It answers, but not as asked: stale map, by a relay alone, switched off, still starting.
     Degraded = 7,
 }
 

@@ -1,6 +1,7 @@
 //! The command line of Proxima Network: reads arguments, asks `meshd` over its control socket, prints the answer.
 #![forbid(unsafe_code)]
 
+mod anonymous;
 mod args;
 mod chat;
 mod client;
@@ -9,6 +10,7 @@ mod exit;
 mod near;
 mod output;
 mod start;
+mod tui;
 
 use std::process::ExitCode;
 
@@ -49,7 +51,7 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(args: Args, output: &Output) -> Result<exit::Exit, Failure> {
-    let client = Client::new(args.socket);
+    let client = Client::new(args.socket.unwrap_or_else(start::default_socket));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

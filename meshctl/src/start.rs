@@ -1,4 +1,5 @@
-//! Starts `meshd` when it is not running: by its systemd unit where there is one, else as a process of its own.
+//! Which `meshd` is talked to, and how it is started when it is not running: by its systemd unit where there is one, else as
+//! a process of its own, an ordinary user's in that user's directories.
 
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -26,13 +27,58 @@ const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 const LOG_TAIL_LINES: usize = 5;
 
-/// The command that starts the daemon on this system.
-pub(crate) fn start_command() -> &'static str {
-    if has_unit() {
+/// The command that starts the daemon behind a socket.
+pub(crate) fn start_command(socket: &Path) -> &'static str {
+    if is_own(socket) {
+        "meshctl up --userspace"
+    } else if has_unit() {
         "sudo systemctl start meshd"
     } else {
         "sudo meshctl up"
     }
+}
+
+/// The socket of the machine's daemon; for an ordinary user on a machine that has none, that of the user's own.
+pub(crate) fn default_socket() -> PathBuf {
+    let machine = PathBuf::from(mesh_proto::local::SOCKET_PATH);
+    if is_root() || has_unit() {
+        return machine;
+    }
+    // What may not be seen is there.
+    match std::os::unix::net::UnixStream::connect(&machine) {
+        Ok(_) => machine,
+        Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => machine,
+        Err(_) => own_socket().unwrap_or(machine),
+    }
+}
+
+/// Where the daemon of this user is reached, by the XDG base directories.
+fn own_socket() -> Option<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let dir = match runtime.filter(|dir| dir.is_dir()) {
+        Some(runtime) => runtime.join("proxima"),
+        None => own_state_dir()?,
+    };
+    Some(dir.join("meshd.sock"))
+}
+
+/// Whether a socket is that of an ordinary user's own daemon.
+fn is_own(socket: &Path) -> bool {
+    !is_root() && own_socket().as_deref() == Some(socket)
+}
+
+fn own_state_dir() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        let dir = std::env::var_os(name).map(PathBuf::from);
+        dir.filter(|dir| dir.is_absolute())
+    };
+    let state = absolute("XDG_STATE_HOME");
+    let state = state.or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(state.join("proxima"))
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").map_or(0, |found| found.uid()) == 0
 }
 
 /// Starts the daemon when nothing answers on the socket, says so, and waits until something does.
@@ -105,14 +151,14 @@ fn spawn_daemon(socket: &Path) -> Result<Started, Failure> {
         not_running("the daemon meshd is not running, and no program of that name lies beside meshctl or in PATH".to_owned())
             .with_fix_note("sudo apt install proxima", "or put meshd beside meshctl")
     })?;
-    let own_uid = std::fs::metadata("/proc/self").map_or(0, |found| found.uid());
-    if own_uid != 0 && is_default_socket(socket) {
+    if !is_root() && is_default_socket(socket) {
         return Err(not_running(
             "the daemon meshd is not running, and only root may start it".to_owned(),
         )
         .with_fix("sudo meshctl up"));
     }
-    let own_dir = std::env::var_os("MESHD_STATE_DIR").map(PathBuf::from);
+    let named_dir = std::env::var_os("MESHD_STATE_DIR").map(PathBuf::from);
+    let own_dir = named_dir.or_else(|| own_state_dir().filter(|_| is_own(socket)));
     let dir = own_dir.clone().unwrap_or_else(|| PathBuf::from(STATE_DIR));
     let log = dir.join("meshd.log");
     let cannot = |err: std::io::Error| {

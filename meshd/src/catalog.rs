@@ -1,36 +1,53 @@
 //! The catalogue: every model that this node may use, by name, by digest and by host, with its hosts best first.
 //!
-//! Pure: made from a [`View`] and a judgement on hosts, never changed afterwards; no I/O and no clock.
+//! Pure: made from a [`View`] and a judgement on hosts, and brought up to the next view by what changed between the two; no I/O
+//! and no clock.
 
+mod claims;
+mod index;
 mod label;
 mod near;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use mesh_proto::id::{NodeId, NodeName};
 use mesh_proto::local::{ModelHost, ModelStatus, Models};
 use mesh_proto::name::{RESERVED_LABELS, fold, normalise, slug};
-use mesh_proto::share::{Digest, HostOffers, Offer};
+use mesh_proto::share::{Digest, Offer};
 
-use self::label::{N_LEVELS, labels};
+use self::claims::Claims;
+pub use self::index::Keeper;
+use self::index::{Listed, Slot};
+use self::label::{LEVELS, Level};
 use crate::view::View;
 
-/// All models that this node may use.
+/// All models that this node may use. A copy shares what does not change.
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
     suffix: String,
-    /// One a (name, digest), sorted by name, then digest.
-    entries: Vec<Entry>,
-    /// One a digest, whatever its names; the same order as the keys of `by_digest`.
-    digests: Vec<Entry>,
-    by_digest: BTreeMap<Digest, usize>,
-    by_id: BTreeMap<String, Vec<usize>>,
-    by_name: BTreeMap<String, Vec<usize>>,
-    by_label: [BTreeMap<String, Vec<usize>>; N_LEVELS],
-    by_node: BTreeMap<NodeName, BTreeSet<usize>>,
+    own: Option<NodeId>,
+    /// What each host was last seen to offer; what the next view is compared with.
+    hosts: BTreeMap<NodeId, Arc<Listed>>,
+    by_name: BTreeMap<NodeName, NodeId>,
+    /// One a (name, digest), at a place that it keeps.
+    slots: Vec<Option<Arc<Entry>>>,
+    free: Vec<Slot>,
+    /// The places in use, sorted by name, then digest.
+    order: Vec<Slot>,
+    digests: BTreeMap<Digest, Files>,
+    claims: Claims,
+}
+
+/// The entries with one digest.
+#[derive(Debug, Clone)]
+struct Files {
+    slots: Vec<Slot>,
+    /// All their hosts together, under the first of the names.
+    merged: Arc<Entry>,
 }
 
 /// A model: one name, one set of files.
@@ -44,9 +61,9 @@ pub struct Entry {
     pub offers: Vec<HostOffer>,
 }
 
-/// A model on one host.
-#[derive(Debug, Clone)]
-pub struct HostOffer {
+/// A host, as all its offers know it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostInfo {
     /// The host.
     pub node: NodeId,
     /// Its name.
@@ -59,8 +76,32 @@ pub struct HostOffer {
     pub is_self: bool,
     /// Whether requests may be sent to it.
     pub is_online: bool,
+    /// How many requests it works on at once, as it says; 0 when it does not.
+    pub n_slots: u32,
+}
+
+/// A model on one host.
+#[derive(Debug, Clone)]
+pub struct HostOffer {
+    host: Arc<HostInfo>,
     /// What it offers, under the exact name that it has there.
     pub offer: Arc<Offer>,
+}
+
+impl HostOffer {
+    /// An offer of a host.
+    #[must_use]
+    pub fn new(host: Arc<HostInfo>, offer: Arc<Offer>) -> Self {
+        Self { host, offer }
+    }
+}
+
+impl Deref for HostOffer {
+    type Target = HostInfo;
+
+    fn deref(&self) -> &HostInfo {
+        &self.host
+    }
 }
 
 /// What a name stands for.
@@ -103,122 +144,19 @@ impl Entry {
 }
 
 impl Catalog {
-    /// Makes the catalogue. Hosts that the coordinator lost are not in it; those of `is_down` are, as not online.
+    /// Makes the catalogue of one view. Hosts that the coordinator lost are not in it; those of `is_down` are, as not online.
     #[must_use]
     pub fn build(view: &View, is_down: impl Fn(&NodeId) -> bool) -> Self {
-        let netmap = &view.netmap;
-        let own = &netmap.node;
-        let mut models: BTreeMap<(String, Option<Digest>), Vec<HostOffer>> = BTreeMap::new();
-        let mut add = |host: &HostOffer, offers: &HostOffers| {
-            let mut names = BTreeSet::new();
-            for offer in &offers.models {
-                let model = normalise(&offer.model);
-                // A second offer under one name would put the host twice into an answer.
-                if !model.is_empty() && names.insert(model.clone()) {
-                    let host = HostOffer {
-                        offer: Arc::new(offer.clone()),
-                        ..host.clone()
-                    };
-                    models.entry((model, offer.digest)).or_default().push(host);
-                }
-            }
-        };
-        let nothing = Arc::new(no_offer());
-        let host = HostOffer {
-            node: own.id,
-            name: own.name.clone(),
-            ipv4: own.ipv4,
-            ipv6: own.ipv6,
-            is_self: true,
-            is_online: true,
-            offer: Arc::clone(&nothing),
-        };
-        add(&host, &view.own_offers);
-        for (id, peer) in &netmap.peers {
-            if !peer.is_online
-                || !peer
-                    .offers
-                    .audience
-                    .admits(peer.user, own.user, &own.user_name)
-            {
-                continue;
-            }
-            let host = HostOffer {
-                node: *id,
-                name: peer.name.clone(),
-                ipv4: peer.ipv4,
-                ipv6: peer.ipv6,
-                is_self: false,
-                is_online: !is_down(id),
-                offer: Arc::clone(&nothing),
-            };
-            add(&host, &peer.offers);
-        }
-        Self::index(&own.id, &netmap.network.suffix, models)
-    }
-
-    fn index(
-        own: &NodeId,
-        suffix: &str,
-        models: BTreeMap<(String, Option<Digest>), Vec<HostOffer>>,
-    ) -> Self {
-        let mut catalog = Self {
-            suffix: suffix.to_owned(),
-            ..Self::default()
-        };
-        let mut digests: BTreeMap<Digest, Entry> = BTreeMap::new();
-        for ((model, digest), mut offers) in models {
-            sort_best_first(own, &mut offers);
-            if let Some(digest) = digest {
-                let merged = digests.entry(digest).or_insert_with(|| Entry {
-                    model: model.clone(),
-                    digest: Some(digest),
-                    offers: Vec::new(),
-                });
-                merged.offers.extend(offers.iter().cloned());
-            }
-            catalog.add_entry(Entry {
-                model,
-                digest,
-                offers,
-            });
-        }
-        for (at, (digest, mut entry)) in digests.into_iter().enumerate() {
-            sort_best_first(own, &mut entry.offers);
-            let mut seen = BTreeSet::new();
-            entry.offers.retain(|offer| seen.insert(offer.node));
-            catalog.by_id.entry(digest.short()).or_default().push(at);
-            catalog.by_digest.insert(digest, at);
-            catalog.digests.push(entry);
-        }
+        let mut catalog = Self::default();
+        let change = catalog.compare(view, is_down);
+        catalog.apply(change);
         catalog
-    }
-
-    fn add_entry(&mut self, entry: Entry) {
-        let at = self.entries.len();
-        for (level, label) in labels(&entry.model) {
-            let claims = self.by_label[level as usize].entry(label).or_default();
-            if claims.last() != Some(&at) {
-                claims.push(at);
-            }
-        }
-        self.by_name
-            .entry(entry.model.clone())
-            .or_default()
-            .push(at);
-        for offer in &entry.offers {
-            self.by_node
-                .entry(offer.name.clone())
-                .or_default()
-                .insert(at);
-        }
-        self.entries.push(entry);
     }
 
     /// Every model, sorted by name.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> + Clone {
+        self.order.iter().map(|slot| self.entry(*slot))
     }
 
     /// What a folded label stands for: exact slug, `latest`, sole tag, unique short name, tag first.
@@ -231,50 +169,51 @@ impl Catalog {
     #[must_use]
     pub fn lookup_model(&self, model: &str) -> Lookup<'_> {
         let normal = normalise(model);
-        match self.by_name.get(&normal) {
-            Some(claims) => self.settle(claims.iter().copied()),
-            None => self.lookup(&fold(&normal)),
+        match self.settle(self.claimants(Level::Name, &normal)) {
+            Lookup::Unknown => self.lookup(&fold(&normal)),
+            found @ (Lookup::Found(_) | Lookup::Ambiguous(_)) => found,
         }
     }
 
     /// The files whose digest begins with these 12 digits, whatever the hosts call them.
     #[must_use]
     pub fn by_digest(&self, id12: &str) -> Lookup<'_> {
-        match self
-            .by_id
-            .get(&id12.to_ascii_lowercase())
-            .map(Vec::as_slice)
-        {
-            Some([one]) => Lookup::Found(&self.digests[*one]),
-            Some(several) => {
-                Lookup::Ambiguous(several.iter().map(|at| &self.digests[*at]).collect())
+        let mut found = self.with_prefix(id12);
+        match (found.next(), found.next()) {
+            (None, _) => Lookup::Unknown,
+            (Some(one), None) => Lookup::Found(one),
+            (Some(one), Some(two)) => {
+                Lookup::Ambiguous([one, two].into_iter().chain(found).collect())
             }
-            None => Lookup::Unknown,
         }
     }
 
     /// What a folded label stands for on one host; its offer is [`Entry::on`] of what is found.
     #[must_use]
     pub fn on_node(&self, name: &NodeName, folded_label: &str) -> Lookup<'_> {
-        match self.by_node.get(name) {
-            Some(here) => self.lookup_where(folded_label, |at| here.contains(&at)),
+        match self.by_name.get(name) {
+            Some(node) => self.lookup_where(folded_label, |entry| {
+                entry.offers.iter().any(|offer| offer.node == *node)
+            }),
             None => Lookup::Unknown,
         }
     }
 
     /// The models that one host serves.
     pub fn of_node(&self, name: &NodeName) -> impl Iterator<Item = &Entry> {
-        self.by_node
-            .get(name)
+        let listed = self.by_name.get(name).and_then(|node| self.hosts.get(node));
+        listed
             .into_iter()
-            .flatten()
-            .map(|at| &self.entries[*at])
+            .flat_map(|listed| listed.keys())
+            .filter_map(|(model, digest)| Some(self.entry(self.find(&model, &digest).ok()?)))
     }
 
     /// Up to five names that someone may have meant, nearest first.
     #[must_use]
     pub fn near(&self, model: &str) -> Vec<&str> {
-        near::nearest(&normalise(model), self.by_name.keys().map(String::as_str))
+        let mut names: Vec<&str> = self.entries().map(|entry| entry.model.as_str()).collect();
+        names.dedup();
+        near::nearest(&normalise(model), names.into_iter())
     }
 
     /// The label under the suffix that stands for this very model, if its canonical one does.
@@ -290,11 +229,7 @@ impl Catalog {
     #[must_use]
     pub fn models(&self) -> Models {
         Models {
-            models: self
-                .entries
-                .iter()
-                .map(|entry| self.status_of(entry))
-                .collect(),
+            models: self.entries().map(|entry| self.status_of(entry)).collect(),
         }
     }
 
@@ -314,17 +249,19 @@ impl Catalog {
             capabilities: best
                 .map(|offer| offer.capabilities.clone())
                 .unwrap_or_default(),
+            price_class_milli: best.and_then(Offer::price_class_milli),
             hosts: entry.offers.iter().map(host_status).collect(),
         }
     }
 
-    fn lookup_where(&self, label: &str, holds: impl Fn(usize) -> bool) -> Lookup<'_> {
+    fn lookup_where(&self, label: &str, holds: impl Fn(&Entry) -> bool) -> Lookup<'_> {
         if RESERVED_LABELS.contains(&label) {
             return Lookup::Unknown;
         }
-        for level in &self.by_label {
-            let claims = level.get(label).into_iter().flatten().copied();
-            let answer = self.settle(claims.filter(|at| holds(*at)));
+        for level in LEVELS {
+            let mut claimants = self.claimants(level, label);
+            claimants.retain(|entry| holds(entry));
+            let answer = self.settle(claimants);
             if !matches!(answer, Lookup::Unknown) {
                 return answer;
             }
@@ -332,32 +269,41 @@ impl Catalog {
         Lookup::Unknown
     }
 
+    /// The entries that claim a label, or a name, at one level; sorted by name, then digest.
+    fn claimants(&self, level: Level, label: &str) -> Vec<&Entry> {
+        let slots = self.claims.of(level, label);
+        let entries = slots.map(|slot| self.entry(slot));
+        // Claims are kept as hashes: two labels may share one.
+        let mut entries: Vec<&Entry> = entries
+            .filter(|entry| label::claims(&entry.model, level, label))
+            .collect();
+        entries.sort_unstable_by_key(|entry| (&entry.model, entry.digest));
+        entries
+    }
+
     /// One claim wins, and so do several to the same files. Two digests never stand under one name.
-    fn settle(&self, claims: impl Iterator<Item = usize>) -> Lookup<'_> {
-        let entries: Vec<&Entry> = claims.map(|at| &self.entries[at]).collect();
-        let Some((first, others)) = entries.split_first() else {
+    fn settle<'a>(&'a self, claimants: Vec<&'a Entry>) -> Lookup<'a> {
+        let Some((first, others)) = claimants.split_first() else {
             return Lookup::Unknown;
         };
         if others.is_empty() {
             return Lookup::Found(first);
         }
-        let files = first.digest.and_then(|digest| self.by_digest.get(&digest));
+        let files = first.digest.and_then(|digest| self.digests.get(&digest));
         match files {
-            Some(at) if others.iter().all(|other| other.same_files(first)) => {
-                Lookup::Found(&self.digests[*at])
+            Some(files) if others.iter().all(|other| other.same_files(first)) => {
+                Lookup::Found(&files.merged)
             }
-            Some(_) | None => Lookup::Ambiguous(entries),
+            Some(_) | None => Lookup::Ambiguous(claimants),
         }
     }
 }
 
-/// Online before not, in memory before not, this node before others; then each node has an order of its own, so that
-/// not every guest asks the same host first.
-fn sort_best_first(own: &NodeId, offers: &mut [HostOffer]) {
-    offers.sort_by_cached_key(|offer| {
-        let rank = Reverse((offer.is_online, offer.offer.is_loaded, offer.is_self));
-        (rank, spread(own, &offer.node), offer.node)
-    });
+/// Where an offer stands among those of one model: online before not, in memory before not, this node before others; then each
+/// node has an order of its own, so that not every guest asks the same host first.
+fn place(own: &NodeId, offer: &HostOffer) -> (Reverse<(bool, bool, bool)>, u64, NodeId) {
+    let rank = Reverse((offer.is_online, offer.offer.is_loaded, offer.is_self));
+    (rank, spread(own, &offer.node), offer.node)
 }
 
 /// FNV-1a over both ids: no defence, just an even order that each guest has for itself.
@@ -376,22 +322,10 @@ fn host_status(offer: &HostOffer) -> ModelHost {
         is_healthy: offer.is_online,
         is_loaded: offer.offer.is_loaded,
         api: offer.offer.api,
-    }
-}
-
-fn no_offer() -> Offer {
-    Offer {
-        model: String::new(),
-        digest: None,
-        api: mesh_proto::share::BackendApi::Ollama,
-        size_bytes: 0,
-        family: String::new(),
-        parameter_size: String::new(),
-        quantization: String::new(),
-        context_length: 0,
-        capabilities: Vec::new(),
-        is_loaded: false,
-        modified_at: String::new(),
+        speaks: offer.offer.speaks.clone(),
+        n_slots: 0,
+        speed: offer.offer.speed,
+        gpus: Vec::new(),
     }
 }
 

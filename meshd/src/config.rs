@@ -21,14 +21,16 @@ pub struct Config {
     pub interface: String,
     /// The UDP port of tunnels; 0 takes a free one. When it is taken, a free one is used.
     pub listen_port: u16,
-    /// The overlay MTU in bytes.
+    /// The overlay MTU in bytes; 0 is as much as this machine's links carry.
     pub mtu: u16,
     /// Data-plane workers; 0 is one a core, at most 8.
     pub workers: usize,
     /// Whether to point the system's resolver at the mesh's names.
     pub dns: bool,
-    /// Whether to ask the gateway to forward a port to this node (PCP, NAT-PMP).
+    /// Whether to ask the gateway to forward a port to this node (PCP, NAT-PMP, UPnP).
     pub port_mapping: bool,
+    /// The TCP and UDP port of the relay that `meshctl set relay=on` offers.
+    pub relay_port: u16,
     /// The URL of the HTTP proxy to coordinators and relays; the environment's (`HTTPS_PROXY`) when absent, none when
     /// empty.
     pub proxy: Option<String>,
@@ -41,10 +43,11 @@ impl Default for Config {
             socket: mesh_proto::local::SOCKET_PATH.into(),
             interface: "proxima0".to_owned(),
             listen_port: 41820,
-            mtu: 1280,
+            mtu: 0,
             workers: 0,
             dns: true,
             port_mapping: true,
+            relay_port: 41821,
             proxy: None,
         }
     }
@@ -123,8 +126,11 @@ impl Config {
                 config.interface
             ));
         }
-        if !(1280..=9000).contains(&config.mtu) {
-            return Err(format!("mtu: {} is not between 1280 and 9000", config.mtu));
+        if config.mtu != 0 && !(1280..=9000).contains(&config.mtu) {
+            let mtu = config.mtu;
+            return Err(format!(
+                "mtu: {mtu} is neither between 1280 and 9000 nor 0, as much as the links carry"
+            ));
         }
         if let Some(url) = config.proxy.as_ref().filter(|url| !url.is_empty()) {
             Proxy::parse(url, "").map_err(|err| format!("proxy: {err}"))?;

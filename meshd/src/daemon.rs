@@ -9,41 +9,53 @@ mod overlay;
 mod session;
 mod status;
 mod talk;
+mod userspace;
+mod wants;
+mod why;
 mod wiring;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use mesh_engine::{Update, UpnpOrder};
 use mesh_proto::control::code;
 use mesh_proto::local::{Problem, RunState, Settings};
 use mesh_proto::share::HostOffers;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::choice::Hosts;
 use crate::config::Config;
 use crate::control::{ControlError, ControlEvent};
 use crate::dataplane::DataplaneInput;
 use crate::inventory::{Inventory, ShareConfig};
 use crate::local::{LocalError, LocalServer};
+use crate::meter::Meter;
 use crate::os::linux::changes::{Changed, Changes};
 use crate::os::linux::firewall::Firewall;
 use crate::os::linux::names;
+use crate::os::linux::stall::Stalls;
 use crate::relay::RelayEvent;
 use crate::state_dir::{Membership, StateDir};
-use crate::view::{Liveness, View};
+use crate::upnp;
+use crate::view::View;
 
 use api::Api;
 use command::Command;
 use ending::Ending;
-use session::Session;
+use session::{Cause, Session};
 use talk::{Talk, TalkUnderWay};
 
 /// Commands that wait for the loop.
 const N_COMMANDS: usize = 64;
 /// How often metrics are folded.
 const UPKEEP: Duration = Duration::from_secs(15);
+
+/// How long the start takes, or joining a mesh, at the most.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// The problem of an overlay that could not be made; it is tried again.
 const OVERLAY_FAILED: &str = "overlay_failed";
@@ -55,13 +67,18 @@ enum Input {
     Control(ControlEvent),
     Dataplane(anyhow::Result<DataplaneInput>),
     Relay(RelayEvent),
+    Upnp(upnp::Done),
     Talked(Talk),
     Ended,
     Offers,
     /// `None` when the kernel's word on it got lost.
     Network(Option<Changed>),
+    /// The machine slept for so long, about.
+    Slept(Duration),
     Deadline,
     Upkeep,
+    /// The start is over.
+    Settled,
     Shutdown,
 }
 
@@ -84,8 +101,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         daemon.run_state.subscribe(),
         daemon.trouble.subscribe(),
         daemon.view.subscribe(),
-        Arc::clone(&daemon.liveness),
+        Arc::clone(&daemon.hosts),
         daemon.inventory.status.clone(),
+        Arc::clone(&daemon.meter),
     ));
     let serving = tokio::spawn(server.run(api, cancel.clone()));
     let outcome = daemon.run(cancel.clone()).await;
@@ -93,6 +111,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     daemon.stop_session();
     daemon.wait_ended().await;
     serving.await.context("the control socket's task broke")?;
+    daemon.meter.stop().await;
     outcome
 }
 
@@ -117,10 +136,14 @@ struct Daemon {
     run_state: watch::Sender<RunState>,
     view: watch::Sender<Option<Arc<View>>>,
     share: watch::Sender<ShareConfig>,
-    liveness: Arc<Liveness>,
+    hosts: Arc<Hosts>,
     inventory: Inventory,
+    meter: Arc<Meter>,
     changes: Option<Changes>,
+    stalls: Option<Stalls>,
     upkeep: tokio::time::Interval,
+    /// When the start will be over.
+    settled: Option<Instant>,
     session: Option<Session>,
     /// The talk under way; one at a time.
     talk: Option<TalkUnderWay>,
@@ -141,11 +164,12 @@ impl Daemon {
         let settings = state.settings()?;
         let share = watch::Sender::new(state.share()?);
         let inventory = Inventory::start(share.subscribe());
+        let meter = Arc::new(Meter::start(state.root()));
         let changes = listen();
         Ok(Self {
             run_state: watch::Sender::new(RunState::NeedsLogin),
             view: watch::Sender::new(None),
-            liveness: Arc::default(),
+            hosts: Arc::default(),
             session: None,
             talk: None,
             ending: None,
@@ -157,8 +181,11 @@ impl Daemon {
             commands,
             share,
             inventory,
+            meter,
             changes,
+            stalls: watch_stalls(),
             upkeep: tokio::time::interval(UPKEEP),
+            settled: Some(Instant::now() + SETTLED),
         })
     }
 
@@ -184,12 +211,18 @@ impl Daemon {
                     self.on_dataplane(input.context("the data plane broke")?)
                 }
                 Input::Relay(event) => self.on_relay(event),
+                Input::Upnp((order, mapped)) => self.on_upnp(order, mapped),
                 Input::Talked(talk) => self.on_talked(talk).await,
                 Input::Ended => self.on_ended().await,
                 Input::Offers => self.on_offers(),
-                Input::Network(changed) => self.on_network(changed).await,
+                Input::Network(changed) => self.on_changed(changed).await,
+                Input::Slept(time) => {
+                    tracing::info!(?time, "awake again");
+                    self.on_network(Cause::Slept).await;
+                }
                 Input::Deadline => self.on_deadline().await,
                 Input::Upkeep => self.on_upkeep(),
+                Input::Settled => self.on_settled(),
             }
             self.drain();
         }
@@ -201,15 +234,20 @@ impl Daemon {
             Some(session) => (Some(&mut session.events), session.overlay.as_mut()),
             None => (None, None),
         };
-        let (dataplane, relays) = match overlay {
-            Some(overlay) => (Some(&mut overlay.dataplane), Some(&mut overlay.relays)),
-            None => (None, None),
+        let (dataplane, relays, upnp) = match overlay {
+            Some(overlay) => (
+                Some(&mut overlay.dataplane),
+                Some(&mut overlay.relays),
+                Some(&mut overlay.upnp),
+            ),
+            None => (None, None, None),
         };
         // Not biased: a flood of handshakes must not keep commands and the coordinator's word out.
         tokio::select! {
             () = cancel.cancelled() => Input::Shutdown,
             input = maybe(dataplane, async |dataplane| dataplane.poll().await) => Input::Dataplane(input),
             event = maybe(relays, async |relays| relays.event().await) => Input::Relay(event),
+            done = maybe(upnp, async |upnp| upnp.done().await) => Input::Upnp(done),
             () = until(deadline) => Input::Deadline,
             Some(event) = maybe(events, async |events| events.recv().await) => Input::Control(event),
             Some(command) = self.commands.recv() => Input::Command(command),
@@ -219,7 +257,9 @@ impl Daemon {
             () = maybe(self.ending.as_mut(), Ending::done) => Input::Ended,
             Ok(()) = self.inventory.offers.changed() => Input::Offers,
             _ = self.upkeep.tick() => Input::Upkeep,
+            () = until(self.settled) => Input::Settled,
             changed = maybe(self.changes.as_mut(), async |changes| changes.next().await) => Input::Network(changed),
+            Ok(time) = maybe(self.stalls.as_mut(), async |stalls| stalls.next().await) => Input::Slept(time),
         }
     }
 
@@ -236,6 +276,11 @@ impl Daemon {
             DataplaneInput::Datagram { from, bytes } => {
                 overlay.engine.handle_udp(now, from, &bytes)
             }
+            DataplaneInput::Spare {
+                socket,
+                from,
+                bytes,
+            } => overlay.engine.handle_spare(now, socket, from, &bytes),
             DataplaneInput::Relayed { relay, from, bytes } => {
                 overlay.engine.handle_relay(now, relay, from, &bytes);
             }
@@ -250,6 +295,17 @@ impl Daemon {
             .and_then(|session| session.overlay.as_mut());
         if let Some(overlay) = overlay {
             overlay.on_relay(event);
+        }
+    }
+
+    fn on_upnp(&mut self, order: UpnpOrder, mapped: Option<(SocketAddr, u32)>) {
+        let overlay = self
+            .session
+            .as_mut()
+            .and_then(|session| session.overlay.as_mut());
+        if let Some(overlay) = overlay {
+            let update = Update::UpnpDone { order, mapped };
+            overlay.engine.handle_control(Instant::now(), update);
         }
     }
 
@@ -288,16 +344,22 @@ impl Daemon {
         }
     }
 
-    async fn on_network(&mut self, changed: Option<Changed>) {
-        if changed.is_none() {
-            self.changes = listen();
-        }
+    async fn on_changed(&mut self, changed: Option<Changed>) {
+        let cause = match changed {
+            Some(changed) => Cause::Changed(changed),
+            None => {
+                self.changes = listen();
+                Cause::Lost
+            }
+        };
+        self.on_network(cause).await;
+    }
+
+    async fn on_network(&mut self, cause: Cause) {
         let Some(session) = &mut self.session else {
             return;
         };
-        // What got lost may have been anything.
-        let has_routes = changed.is_none_or(|changed| changed.has_routes);
-        if session.on_network(Instant::now(), has_routes).await {
+        if session.on_network(Instant::now(), &cause).await {
             session.report(&self.inventory.offers.borrow());
         }
     }
@@ -306,6 +368,13 @@ impl Daemon {
         crate::metrics::upkeep();
         if let Some(session) = &mut self.session {
             session.mend_map(&self.state);
+        }
+    }
+
+    fn on_settled(&mut self) {
+        self.settled = None;
+        if let Err(err) = mesh_io::code::forget() {
+            tracing::debug!(%err, "the code of the start stays in memory");
         }
     }
 
@@ -368,15 +437,18 @@ impl Daemon {
             state: &self.state,
             settings: &self.settings,
             view: &self.view,
-            liveness: &self.liveness,
+            hosts: &self.hosts,
             inventory: &self.inventory,
+            meter: &self.meter,
         };
         session.publish_view(&self.view, &self.settings, &self.inventory.offers.borrow());
         session.adopt_node_key(&self.state);
         match session.use_map(&parts).await {
             Ok(()) => {
                 self.trouble.send_replace(None);
-                self.run_state.send_replace(RunState::Running);
+                if self.run_state.send_replace(RunState::Running) != RunState::Running {
+                    self.settled = Some(Instant::now() + SETTLED);
+                }
                 session.report(&self.inventory.offers.borrow());
             }
             Err(err) => {
@@ -392,6 +464,25 @@ impl Daemon {
         }
     }
 
+    /// Makes the overlay anew, as the settings want it now.
+    async fn remake_overlay(&mut self) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        session.forget_retry();
+        let overlay = session.overlay.take();
+        let has_map = session.has_map();
+        self.run_state.send_replace(RunState::Starting);
+        self.trouble.send_replace(None);
+        if let Some(overlay) = overlay {
+            tracing::info!("the overlay is made anew");
+            // When it is down, the new one is made.
+            self.end(overlay.stop());
+        } else if has_map {
+            self.use_map().await;
+        }
+    }
+
     fn publish_view(&self) {
         if let Some(session) = &self.session {
             session.publish_view(&self.view, &self.settings, &self.inventory.offers.borrow());
@@ -403,12 +494,23 @@ impl Daemon {
         let session = Session::start(membership, &self.state, &self.config.dialer())?;
         let has_map = session.has_map();
         self.session = Some(session);
+        self.offer_relay().await;
         self.trouble.send_replace(None);
         self.run_state.send_replace(RunState::Starting);
         if has_map {
             self.use_map().await;
         }
         Ok(())
+    }
+
+    /// Offers the mesh a relay where its owner wants that. A key that is of no use keeps no node from the mesh.
+    async fn offer_relay(&mut self) {
+        let (is_wanted, port) = (self.settings.relay, self.config.relay_port);
+        if let Some(session) = &mut self.session
+            && let Err(err) = session.offer_relay(is_wanted, &self.state, port).await
+        {
+            tracing::error!(err = format!("{err:#}"), "this node offers no relay");
+        }
     }
 
     /// Whether the overlay is there.
@@ -436,6 +538,13 @@ impl Daemon {
 fn listen() -> Option<Changes> {
     Changes::listen(None)
         .inspect_err(|err| tracing::warn!(%err, "cannot watch the network"))
+        .ok()
+}
+
+/// Without it, a sleep is noticed by what went silent meanwhile.
+fn watch_stalls() -> Option<Stalls> {
+    Stalls::watch()
+        .inspect_err(|err| tracing::warn!(%err, "cannot watch for sleep"))
         .ok()
 }
 

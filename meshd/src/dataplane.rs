@@ -6,6 +6,7 @@
 mod counter;
 mod inbound;
 mod outbound;
+mod spare;
 mod steer;
 mod worker;
 
@@ -16,16 +17,18 @@ use std::thread::JoinHandle;
 
 use anyhow::Context as _;
 use mesh_engine::{Destination, Plane, PlaneEvent, Transmit};
-use mesh_io::Capabilities;
-use mesh_io::tun::{Tun, TunConfig};
+use mesh_io::tun::{Tun, TunConfig, TunQueue};
 use mesh_io::udp::{UdpConfig, UdpSocket};
 use mesh_io::wait::Waker;
+use mesh_io::{Capabilities, TunCapabilities};
 use mesh_proto::id::RelayId;
 use mesh_proto::key::NodeKey;
 use tokio::sync::mpsc;
 
 use counter::Counters;
 pub use counter::DataplaneStats;
+use spare::Spares;
+pub(crate) use steer::flow_hash;
 use worker::{Link, N_QUEUES};
 
 use crate::relay::{Delivery, RelaySender};
@@ -33,23 +36,25 @@ use crate::relay::{Delivery, RelaySender};
 /// The port that is tried first when none is asked for, so that firewalls can be told of it.
 pub const DEFAULT_PORT: u16 = 41_820;
 
-/// The overlay's MTU: the least that IPv6 allows.
-pub const DEFAULT_MTU: u16 = 1280;
-
 /// How much may wait for the daemon's loop.
 const N_INPUTS: usize = 1024;
 
-/// Control datagrams are short: handshakes 148 bytes, STUN a few hundred.
-const MAX_CONTROL: usize = 2048;
+/// What a stack in this process takes: TCP segments merged, and any checksum left to it.
+const STACK_CAPABILITIES: TunCapabilities = TunCapabilities {
+    has_header: true,
+    has_tcp: true,
+    has_udp: false,
+};
+
+/// Control datagrams are short, handshakes 148 bytes, STUN a few hundred, but for probes of the path MTU.
+const MAX_CONTROL: usize = mesh_proto::disco::MESSAGE_LEN_MAX;
 
 /// How to start a data plane.
 #[derive(Debug)]
 pub struct DataplaneConfig {
-    /// The TUN's name; with `%d` in it the kernel puts a free number there.
-    pub interface: String,
-    /// The overlay's MTU.
-    pub mtu: u16,
-    /// The UDP port; zero means [`DEFAULT_PORT`] or, when that is taken, any.
+    /// Where this machine's packets come from and go to.
+    pub device: Device,
+    /// The UDP port; zero and [`DEFAULT_PORT`] mean the latter or, when that is taken, any.
     pub listen_port: u16,
     /// How many workers; zero means one for each core.
     pub n_workers: usize,
@@ -61,11 +66,43 @@ pub struct DataplaneConfig {
     pub delivery: Delivery,
 }
 
+/// This machine's side of the overlay.
+#[derive(Debug)]
+pub enum Device {
+    /// The kernel's, by a TUN that [`open_tun`] opened for as many workers.
+    Tun(Tun),
+    /// A TCP/IP stack in this process, at the other end of these queues; one for each worker.
+    Stack(Vec<TunQueue>),
+}
+
+/// Opens a TUN for so many workers; with `%d` in its name the kernel puts a free number there.
+///
+/// # Errors
+/// When it cannot be had; the text says what to do.
+pub fn open_tun(interface: &str, mtu: u16, n_workers: usize) -> anyhow::Result<Tun> {
+    Tun::open(&TunConfig {
+        name: interface.to_owned(),
+        mtu,
+        n_queues: n_workers * N_QUEUES,
+        wants_offload: true,
+    })
+    .with_context(|| tun_advice(interface))
+}
+
 /// What the packet threads have for the daemon's loop.
 #[derive(Debug)]
 pub enum DataplaneInput {
     /// For [`mesh_engine::Engine::handle_udp`].
     Datagram {
+        /// The sender.
+        from: SocketAddr,
+        /// The payload.
+        bytes: Vec<u8>,
+    },
+    /// For [`mesh_engine::Engine::handle_spare`].
+    Spare {
+        /// To which of the spare sockets it came.
+        socket: u16,
         /// The sender.
         from: SocketAddr,
         /// The payload.
@@ -91,6 +128,7 @@ pub struct Dataplane {
     port: u16,
     capabilities: Capabilities,
     sockets: Vec<Arc<UdpSocket>>,
+    spares: Arc<Spares>,
     relays: Arc<RelaySender>,
     inputs: mpsc::Receiver<DataplaneInput>,
     ended: mpsc::Receiver<String>,
@@ -109,69 +147,73 @@ struct Inputs {
 }
 
 impl Dataplane {
-    /// Opens the TUN and the sockets and starts the threads.
+    /// Opens the sockets and starts the threads.
     ///
     /// # Errors
-    /// When the TUN or the port cannot be had; the text says what to do.
+    /// When the port cannot be had; the text says what to do.
     pub fn start(config: DataplaneConfig) -> anyhow::Result<Self> {
         let n_workers = match config.n_workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
         let sockets = open_sockets(config.listen_port, n_workers)?;
-        let tun = Tun::open(&TunConfig {
-            name: config.interface.clone(),
-            mtu: config.mtu,
-            n_queues: n_workers * N_QUEUES,
-            wants_offload: true,
-        })
-        .with_context(|| tun_advice(&config.interface))?;
+        let (interface, granted, queues) = match config.device {
+            Device::Tun(tun) => (tun.name().to_owned(), tun.capabilities(), tun.into_queues()),
+            Device::Stack(queues) => (String::new(), STACK_CAPABILITIES, queues),
+        };
         let port = sockets.first().map_or(0, |socket| socket.local_port());
         let capabilities = Capabilities {
-            tun: tun.capabilities(),
+            tun: granted,
             udp: sockets
                 .first()
                 .map(|socket| socket.capabilities())
                 .unwrap_or_default(),
         };
-        let interface = tun.name().to_owned();
-        let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
+        let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
         let (inputs_tx, inputs) = mpsc::channel(N_INPUTS);
-        let (ended_tx, ended) = mpsc::channel(n_workers);
+        let (ended_tx, ended) = mpsc::channel(n_workers + 1);
         let own = Arc::new(Counters::default());
+        let waker = Arc::new(Waker::new().context("opening an event descriptor")?);
+        let first_socket = sockets.first().cloned();
         let mut dataplane = Self {
             interface,
             port,
             capabilities,
             sockets: sockets.clone(),
+            spares: Arc::new(Spares::new().context("opening an event descriptor")?),
             relays: Arc::clone(&config.relays),
             inputs,
             ended,
-            waker: Arc::new(Waker::new().context("opening an event descriptor")?),
-            threads: Vec::with_capacity(n_workers),
+            waker: Arc::clone(&waker),
+            threads: Vec::with_capacity(n_workers + 1),
             counters: vec![Arc::clone(&own)],
             own,
         };
-        let shares = queues.chunks(N_QUEUES);
+        let shares = queues.chunks((queues.len() / n_workers).max(1));
         let next_shares = shares.clone().cycle().skip(1);
-        let mut delivery = Some(config.delivery);
-        for (worker_idx, ((queues, next), socket)) in
-            shares.zip(next_shares).zip(sockets).enumerate()
-        {
+        let link = |queues: &[Arc<TunQueue>], next: &[Arc<TunQueue>], socket, spares| {
             let counters = Arc::new(Counters::default());
-            let link = Link {
+            Link {
                 queues: queues.to_vec(),
                 next_queues: next.to_vec(),
                 socket,
+                spares,
                 plane: Arc::clone(&config.plane),
                 relays: Arc::clone(&config.relays),
-                waker: Arc::clone(&dataplane.waker),
+                waker: Arc::clone(&waker),
                 inputs: Inputs {
                     tx: inputs_tx.clone(),
-                    counters: Arc::clone(&counters),
+                    counters,
                 },
                 tun: capabilities.tun,
-            };
+            }
+        };
+        let mut delivery = Some(config.delivery);
+        for (worker_idx, ((queues, next), socket)) in
+            shares.clone().zip(next_shares).zip(sockets).enumerate()
+        {
+            let link = link(queues, next, socket, Arc::clone(&dataplane.spares));
+            let counters = Arc::clone(&link.inputs.counters);
             let delivery = delivery.take();
             dataplane.spawn(
                 format!("mesh-{worker_idx}"),
@@ -179,6 +221,13 @@ impl Dataplane {
                 counters,
                 move || worker::run(&link, delivery),
             )?;
+        }
+        if let (Some(queues), Some(socket)) = (shares.clone().next(), first_socket) {
+            let spares = Arc::clone(&dataplane.spares);
+            let link = link(queues, queues, socket, Arc::clone(&spares));
+            let counters = Arc::clone(&link.inputs.counters);
+            let name = "mesh-spare".to_owned();
+            dataplane.spawn(name, &ended_tx, counters, move || spares.run(&link))?;
         }
         tracing::info!(
             interface = %dataplane.interface,
@@ -220,7 +269,18 @@ impl Dataplane {
     /// Sends one of the engine's datagrams at once; one that cannot be sent is dropped and counted.
     pub fn send(&self, transmit: &Transmit) {
         match transmit.dst {
-            Destination::Udp(dst) => self.send_udp(dst, &transmit.bytes),
+            Destination::Udp(dst) => {
+                if let Some(socket) = self.sockets.first() {
+                    self.send_udp(socket, dst, &transmit.bytes);
+                }
+            }
+            Destination::Spare { socket, endpoint } => match self.spares.open(socket) {
+                Ok(socket) => self.send_udp(&socket, endpoint, &transmit.bytes),
+                Err(err) => {
+                    tracing::debug!(%err, "spare socket not opened");
+                    self.own.send_errors.add(1);
+                }
+            },
             Destination::Relay { relay, peer } => {
                 let bytes = &transmit.bytes;
                 let n = self.relays.send(&relay, &peer, bytes, bytes.len());
@@ -229,10 +289,7 @@ impl Dataplane {
         }
     }
 
-    fn send_udp(&self, dst: SocketAddr, bytes: &[u8]) {
-        let Some(socket) = self.sockets.first() else {
-            return;
-        };
+    fn send_udp(&self, socket: &UdpSocket, dst: SocketAddr, bytes: &[u8]) {
         let len = bytes.len();
         match socket.send(dst, bytes, len.max(1)) {
             Ok(_) => self.own.sent(1, len),
@@ -243,6 +300,17 @@ impl Dataplane {
         }
     }
 
+    /// How many spare sockets there can be; see [`mesh_engine::Update::SpareSockets`].
+    #[must_use]
+    pub const fn n_spares(&self) -> u16 {
+        spare::N_SPARES
+    }
+
+    /// Closes all spare sockets but these.
+    pub fn keep_spares(&self, numbers: &[u16]) {
+        self.spares.keep(numbers);
+    }
+
     /// The underlay changed. The sockets are bound to no address, so they stay; only what an interface refused is
     /// tried again.
     pub fn rebind(&self) {
@@ -251,13 +319,19 @@ impl Dataplane {
         }
     }
 
+    /// The first worker's socket, for what else is said from the same port.
+    #[must_use]
+    pub fn socket(&self) -> Option<Arc<UdpSocket>> {
+        self.sockets.first().cloned()
+    }
+
     /// The UDP port.
     #[must_use]
     pub fn local_port(&self) -> u16 {
         self.port
     }
 
-    /// What the TUN is called.
+    /// What the TUN is called; empty without one.
     #[must_use]
     pub fn interface(&self) -> &str {
         &self.interface
@@ -301,6 +375,14 @@ impl Drop for Dataplane {
 impl Inputs {
     fn datagram(&self, from: SocketAddr, datagram: &[u8]) {
         self.control(datagram, |bytes| DataplaneInput::Datagram { from, bytes });
+    }
+
+    fn spare(&self, socket: u16, from: SocketAddr, datagram: &[u8]) {
+        self.control(datagram, |bytes| DataplaneInput::Spare {
+            socket,
+            from,
+            bytes,
+        });
     }
 
     fn relayed(&self, relay: RelayId, from: NodeKey, datagram: &[u8]) {
@@ -372,7 +454,9 @@ impl Drop for Sentinel {
 
 fn open_sockets(listen_port: u16, n_workers: usize) -> anyhow::Result<Vec<Arc<UdpSocket>>> {
     let first = match listen_port {
-        0 => open_first(DEFAULT_PORT, n_workers).or_else(|_| open_first(0, n_workers)),
+        0 | DEFAULT_PORT => {
+            open_first(DEFAULT_PORT, n_workers).or_else(|_| open_first(0, n_workers))
+        }
         port => open_first(port, n_workers),
     }
     .with_context(|| format!("UDP port {listen_port} cannot be opened; choose another one"))?;

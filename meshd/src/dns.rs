@@ -1,6 +1,7 @@
 //! The mesh's names: what they are answered with, the server that answers, and where foreign names go.
 
 pub mod message;
+pub mod query;
 pub mod reverse;
 pub mod server;
 pub mod upstream;

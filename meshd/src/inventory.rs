@@ -1,30 +1,43 @@
 //! What this machine can share: its model servers, their models, its GPUs. Watched, and told on change only.
 
+mod closing;
+mod gpu_use;
 mod listen;
 mod nvml;
-mod pattern;
+pub(crate) mod pattern;
 mod probe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_proto::door::{Closed, DoorPolicy, Guests};
 use mesh_proto::local::BackendStatus;
-use mesh_proto::share::{Audience, BackendApi, Gpu, HostOffers, N_MODELS_MAX, Offer};
+use mesh_proto::share::{
+    Audience, BackendApi, Gpu, HostOffers, N_MODELS_MAX, Offer, Protocol, PullPolicy,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use closing::Occupancy;
+pub(crate) use closing::Working;
 use listen::OpenPorts;
 use nvml::GpuReader;
 use probe::{Miss, Probe};
 
+use crate::gateway::Pace;
+
 /// How often the model servers are asked.
 const POLL: Duration = Duration::from_secs(2);
+/// And how often while sharing is off, when nobody but the owner wants to know.
+const POLL_UNSHARED: Duration = Duration::from_secs(10);
 /// How often the GPUs are read.
 const POLL_GPUS: Duration = Duration::from_secs(10);
 /// How many answers in a row a busy server may owe before its models go; one that refuses connections has none.
 const N_SILENT_MAX: u32 = 2;
+/// How long it is believed what protocols a server speaks: it may be replaced by another version at any time.
+const SPOKEN_KEPT: Duration = Duration::from_secs(60);
 /// Where model servers listen when nobody says otherwise: Ollama, llama-server, vLLM, LM Studio.
 const USUAL: [&str; 4] = [
     "http://127.0.0.1:11434",
@@ -47,6 +60,10 @@ pub struct ShareConfig {
     pub n_slots: u32,
     /// Backends by URL; found by themselves when empty.
     pub backends: Vec<String>,
+    /// What guests are granted.
+    pub door: DoorPolicy,
+    /// Who may have this machine pull models.
+    pub pulls: PullPolicy,
 }
 
 impl Default for ShareConfig {
@@ -57,6 +74,8 @@ impl Default for ShareConfig {
             audience: Audience::default(),
             n_slots: 2,
             backends: Vec::new(),
+            door: DoorPolicy::default(),
+            pulls: PullPolicy::default(),
         }
     }
 }
@@ -70,9 +89,15 @@ impl ShareConfig {
             Audience::Users(_) => Audience::Mine,
             same @ (Audience::Everyone | Audience::Mine) => same.clone(),
         };
+        let mut door = self.door.clone();
+        // A name is another's in another mesh.
+        door.limits
+            .retain(|limit| !matches!(limit.who, Guests::User(_)));
         Self {
             is_on: false,
             audience,
+            door,
+            pulls: PullPolicy::default(),
             ..self.clone()
         }
     }
@@ -89,6 +114,8 @@ pub struct InventoryStatus {
     pub shared: Vec<Shared>,
     /// The GPUs.
     pub gpus: Vec<Gpu>,
+    /// Why guests are not served; the owner always is.
+    pub closed: Option<Closed>,
 }
 
 impl InventoryStatus {
@@ -114,9 +141,13 @@ impl InventoryStatus {
             return HostOffers::default();
         }
         HostOffers {
-            models: self.shared.iter().map(|s| s.offer.clone()).collect(),
+            models: self.shared.iter().map(|s| Arc::clone(&s.offer)).collect(),
             gpus: self.gpus.iter().map(public_gpu).collect(),
-            audience: self.config.audience.clone(),
+            // Guests are not sent to a door that is closed to them.
+            audience: match self.closed {
+                Some(_) => Audience::Mine,
+                None => self.config.audience.clone(),
+            },
             n_slots: self.config.n_slots.max(1),
         }
     }
@@ -144,18 +175,24 @@ pub struct Backend {
     /// What it speaks.
     pub api: BackendApi,
     /// All its models, shared or not.
-    pub models: Vec<Offer>,
+    pub models: Vec<Arc<Offer>>,
     /// Why it cannot be used.
     pub error: Option<String>,
     /// What its owner should know.
     pub warning: Option<String>,
 }
 
+impl Backend {
+    fn has(&self, model: &str) -> bool {
+        self.models.iter().any(|offer| offer.model == model)
+    }
+}
+
 /// A model that may be used from the mesh.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shared {
     /// The model.
-    pub offer: Offer,
+    pub offer: Arc<Offer>,
     /// The server that has it, as `host:port`.
     pub authority: String,
 }
@@ -167,37 +204,57 @@ pub struct Inventory {
     pub offers: watch::Receiver<Arc<HostOffers>>,
     /// Everything else.
     pub status: watch::Receiver<Arc<InventoryStatus>>,
-    _task: AbortOnDropHandle<()>,
+    /// How much the door works; it tells that here.
+    pub occupancy: Arc<Occupancy>,
+    /// How fast this host answers; its gateway notes it here.
+    pub pace: Arc<Pace>,
+    _tasks: [AbortOnDropHandle<()>; 2],
 }
 
 impl Inventory {
     /// Begins to watch.
     #[must_use]
     pub fn start(share: watch::Receiver<ShareConfig>) -> Self {
+        let pace = Arc::new(Pace::default());
         let (offers_tx, offers) = watch::channel(Arc::new(HostOffers::default()));
         let (status_tx, status) = watch::channel(Arc::new(InventoryStatus::default()));
+        let (closed_tx, closed) = watch::channel(None);
+        let occupancy = Arc::new(Occupancy::default());
+        let closing = closing::watch(share.clone(), Arc::clone(&occupancy), closed_tx);
         let watcher = Watcher {
             share,
+            closed,
+            pace: Arc::clone(&pace),
             offers: offers_tx,
             status: status_tx,
             silent: BTreeMap::new(),
+            spoken: BTreeMap::new(),
             open_ports: OpenPorts::default(),
             gpus: Vec::new(),
         };
         Self {
             offers,
             status,
-            _task: AbortOnDropHandle::new(tokio::spawn(watcher.run())),
+            occupancy,
+            pace,
+            _tasks: [
+                AbortOnDropHandle::new(tokio::spawn(watcher.run())),
+                AbortOnDropHandle::new(tokio::spawn(closing)),
+            ],
         }
     }
 }
 
 struct Watcher {
     share: watch::Receiver<ShareConfig>,
+    closed: watch::Receiver<Option<Closed>>,
+    pace: Arc<Pace>,
     offers: watch::Sender<Arc<HostOffers>>,
     status: watch::Sender<Arc<InventoryStatus>>,
     /// Servers that did not answer of late: what they said last, and how often they owed an answer.
     silent: BTreeMap<String, (Backend, u32)>,
+    /// What servers were found to speak, and when.
+    spoken: BTreeMap<String, (Instant, BackendApi, Vec<Protocol>)>,
     open_ports: OpenPorts,
     gpus: Vec<Gpu>,
 }
@@ -206,8 +263,6 @@ impl Watcher {
     async fn run(mut self) {
         let mut reader = Some(GpuReader::default());
         let mut gpus_due = Instant::now();
-        let mut ticks = tokio::time::interval(POLL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if Instant::now() >= gpus_due {
                 gpus_due = Instant::now() + POLL_GPUS;
@@ -221,10 +276,21 @@ impl Watcher {
                     self.gpus = gpus;
                 }
             }
+            let begun = Instant::now();
             self.poll().await;
+            let pause = if self.share.borrow().is_on {
+                POLL
+            } else {
+                POLL_UNSHARED
+            };
             tokio::select! {
-                _ = ticks.tick() => {}
+                () = tokio::time::sleep_until((begun + pause).into()) => {}
                 changed = self.share.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                changed = self.closed.changed() => {
                     if changed.is_err() {
                         return;
                     }
@@ -242,7 +308,17 @@ impl Watcher {
             USUAL.map(str::to_owned).to_vec()
         };
         let probes = urls.iter().map(|url| probe::probe(url));
-        let answers = futures_util::future::join_all(probes).await;
+        let mut answers = futures_util::future::join_all(probes).await;
+        self.spoken.retain(|url, _| urls.contains(url));
+        for (url, answer) in urls.iter().zip(&mut answers) {
+            match answer {
+                Ok(probe) => self.learn(url, probe).await,
+                Err(Miss::Gone(_)) => {
+                    self.spoken.remove(url);
+                }
+                Err(Miss::Silent(_)) => {}
+            }
+        }
         let mut backends: Vec<Backend> = Vec::new();
         for (url, answer) in urls.into_iter().zip(answers) {
             if let Some(mut backend) = self.settle(url, answer, is_set) {
@@ -253,17 +329,49 @@ impl Watcher {
                 backends.push(backend);
             }
         }
-        let shared = if config.is_on {
+        let mut shared = if config.is_on {
             select(&backends, &config.models)
         } else {
             Vec::new()
         };
+        let closed = *self.closed.borrow_and_update();
+        let now = Instant::now();
+        for shared in &mut shared {
+            let speed = self.pace.told(&shared.offer.model, now);
+            if shared.offer.speed != speed {
+                Arc::make_mut(&mut shared.offer).speed = speed;
+            }
+        }
+        self.pace
+            .retain(|model| backends.iter().any(|backend| backend.has(model)));
         self.tell(InventoryStatus {
             config,
             backends,
             shared,
             gpus: self.gpus.clone(),
+            closed,
         });
+    }
+
+    /// Puts what the server speaks into its offers.
+    async fn learn(&mut self, url: &str, probe: &mut Probe) {
+        let known = self.spoken.get(url).filter(|(_, api, _)| *api == probe.api);
+        let is_fresh = known.is_some_and(|(at, _, _)| at.elapsed() < SPOKEN_KEPT);
+        let speaks = if is_fresh {
+            known.map(|(_, _, speaks)| speaks.clone())
+        } else {
+            probe::spoken(&probe.authority, probe.api).await
+        };
+        let Some(speaks) = speaks.or_else(|| known.map(|(_, _, speaks)| speaks.clone())) else {
+            return;
+        };
+        for offer in &mut probe.models {
+            offer.speaks.clone_from(&speaks);
+        }
+        if !is_fresh {
+            let entry = (Instant::now(), probe.api, speaks);
+            self.spoken.insert(url.to_owned(), entry);
+        }
     }
 
     fn settle(
@@ -278,7 +386,7 @@ impl Watcher {
                     url: url.clone(),
                     authority: probe.authority,
                     api: probe.api,
-                    models: probe.models,
+                    models: probe.models.into_iter().map(Arc::new).collect(),
                     error: None,
                     warning: None,
                 };
@@ -313,18 +421,19 @@ impl Watcher {
 
     fn tell(&self, status: InventoryStatus) {
         let offers = status.offers();
-        self.status.send_if_modified(|current| {
-            let is_new = **current != status;
-            if is_new {
-                *current = Arc::new(status);
-            }
-            is_new
-        });
+        // Before the status: who waited for that one reads the offers next.
         self.offers.send_if_modified(|current| {
             let is_new = **current != offers;
             if is_new {
                 tracing::info!(n_models = offers.models.len(), "offers changed");
                 *current = Arc::new(offers);
+            }
+            is_new
+        });
+        self.status.send_if_modified(|current| {
+            let is_new = **current != status;
+            if is_new {
+                *current = Arc::new(status);
             }
             is_new
         });
@@ -340,7 +449,7 @@ fn select(backends: &[Backend], patterns: &[String]) -> Vec<Shared> {
                 continue;
             }
             by_name.entry(&offer.model).or_insert_with(|| Shared {
-                offer: offer.clone(),
+                offer: Arc::clone(offer),
                 authority: backend.authority.clone(),
             });
         }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+pub mod choice;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -11,8 +12,12 @@ pub mod dns;
 pub mod gateway;
 pub mod inventory;
 pub mod local;
+pub mod meter;
 pub mod metrics;
+pub mod netstack;
 pub mod os;
+pub mod proxy;
 pub mod relay;
 pub mod state_dir;
+mod upnp;
 pub mod view;

@@ -10,11 +10,13 @@ mod settings;
 use std::future::Future;
 use std::time::Duration;
 
-use mesh_proto::control::code;
+use mesh_proto::control::{WantRequest, code};
 use mesh_proto::local::{
-    DnsStatus, Models, NetCheck, PingReply, PingRequest, SetRequest, Settings, ShareRequest,
-    ShareStatus, Status, UpRequest,
+    DnsAnswer, DnsQuery, DnsStatus, Models, NetCheck, PingReply, PingRequest, PullRequest,
+    PullStatus, SetRequest, Settings, ShareRequest, ShareStatus, Status, Suggestions, Top,
+    UpRequest, Why, WhyRequest,
 };
+use mesh_proto::usage::UsageReport;
 
 pub use server::{BindError, LocalServer};
 pub use settings::apply_settings;
@@ -58,8 +60,26 @@ pub trait LocalApi: Send + Sync + 'static {
         request: PingRequest,
     ) -> impl Future<Output = Result<PingReply, LocalError>> + Send;
 
+    /// Why one node reaches a port of another, or does not.
+    fn why(&self, request: WhyRequest) -> impl Future<Output = Result<Why, LocalError>> + Send;
+
     /// The catalogue as this node sees it.
     fn models(&self) -> impl Future<Output = Result<Models, LocalError>> + Send;
+
+    /// How all hosts stand that this node may use.
+    fn top(&self) -> impl Future<Output = Result<Top, LocalError>> + Send;
+
+    /// Has a host pull a model, or tells how that stands.
+    fn pull(
+        &self,
+        request: PullRequest,
+    ) -> impl Future<Output = Result<PullStatus, LocalError>> + Send;
+
+    /// Tells the coordinator that this node's user would like a model, or no longer.
+    fn want(&self, request: WantRequest) -> impl Future<Output = Result<(), LocalError>> + Send;
+
+    /// What the mesh would like to have shared.
+    fn suggestions(&self) -> impl Future<Output = Result<Suggestions, LocalError>> + Send;
 
     /// What this node shares.
     fn share_status(&self) -> impl Future<Output = Result<ShareStatus, LocalError>> + Send;
@@ -69,6 +89,9 @@ pub trait LocalApi: Send + Sync + 'static {
         &self,
         request: ShareRequest,
     ) -> impl Future<Output = Result<ShareStatus, LocalError>> + Send;
+
+    /// What was used of this node as a host in the last so many days, today included.
+    fn usage(&self, n_days: u32) -> impl Future<Output = Result<UsageReport, LocalError>> + Send;
 
     /// The settings. Also read to learn the operator whenever a caller wants to change something.
     fn settings(&self) -> impl Future<Output = Result<Settings, LocalError>> + Send;
@@ -82,6 +105,12 @@ pub trait LocalApi: Send + Sync + 'static {
 
     /// How names are wired into the system.
     fn dns(&self) -> impl Future<Output = Result<DnsStatus, LocalError>> + Send;
+
+    /// What this node's zone says of a name.
+    fn dns_query(
+        &self,
+        query: DnsQuery,
+    ) -> impl Future<Output = Result<DnsAnswer, LocalError>> + Send;
 
     /// Prometheus text.
     fn metrics(&self) -> impl Future<Output = Result<String, LocalError>> + Send;

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use meshd::config::Config;
 use meshd::daemon;
@@ -12,7 +13,9 @@ use meshd::os::linux::names::System;
 use meshd::os::linux::order;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The node daemon of Proxima Network. `meshctl` controls it.
 #[derive(Debug, Parser)]
@@ -56,17 +59,29 @@ enum Errand {
     Names,
 }
 
+/// What is logged: by default nothing below `info`, and nothing of boringtun, which logs what peers send.
+fn log_filter() -> anyhow::Result<Targets> {
+    let words = std::env::var("MESHD_LOG").unwrap_or_else(|_| "info,boringtun=off".to_owned());
+    words.parse().with_context(|| {
+        format!("MESHD_LOG={words} is no filter: write `debug`, or `info,meshd::dns=debug`")
+    })
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_env("MESHD_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let filter = match log_filter() {
+        Ok(filter) => filter,
+        Err(err) => {
+            drop(writeln!(std::io::stderr(), "meshd: {err:#}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     if args.log_json {
-        log.json().init();
+        registry.with(log.json()).init();
     } else {
-        log.with_ansi(false).init();
+        registry.with(log.with_ansi(false)).init();
     }
     let is_json = args.log_json;
     match run(args) {

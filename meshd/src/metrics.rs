@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 use mesh_proto::local::{PathStatus, RunState, Status};
+use mesh_proto::relay::Denial;
+use mesh_relay::Meter;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
@@ -20,8 +22,18 @@ pub const SESSIONS: &str = "meshd_sessions";
 pub const RELAYED: &str = "meshd_relayed_sessions";
 /// Datagrams by relays, by `direction`.
 pub const RELAY_DATAGRAMS: &str = "meshd_relay_datagrams_total";
+/// Those of them that went by UDP, by `direction`.
+pub const RELAY_UDP_DATAGRAMS: &str = "meshd_relay_udp_datagrams_total";
 /// Datagrams for a relay without a link, or whose link was full.
 pub const RELAY_LOST: &str = "meshd_relay_datagrams_lost_total";
+/// Connections of nodes to the relay that this node offers.
+pub const OFFERED_CLIENTS: &str = "meshd_offered_relay_clients";
+/// Sealed datagrams that it took in.
+pub const OFFERED_DATAGRAMS: &str = "meshd_offered_relay_datagrams_total";
+/// Their bytes.
+pub const OFFERED_BYTES: &str = "meshd_offered_relay_bytes_total";
+/// Datagrams that it dropped, by `reason`.
+pub const OFFERED_DROPS: &str = "meshd_offered_relay_drops_total";
 /// Bytes of overlay packets, by `direction`: `rx` or `tx`.
 pub const OVERLAY_BYTES: &str = "meshd_overlay_bytes_total";
 /// Overlay packets, by `direction`.
@@ -38,6 +50,22 @@ pub const DOOR_OUTPUT_TOKENS: &str = "meshd_door_output_tokens_total";
 pub const DOOR_DURATION: &str = "meshd_door_request_duration_seconds";
 /// Requests that the door refused, by `status`.
 pub const DOOR_REFUSED: &str = "meshd_door_refused_total";
+/// Requests of guests that a limit, the queue or the owner's hours turned away, by `reason`.
+pub const DOOR_LIMITED: &str = "meshd_door_limited_total";
+/// Seconds that requests waited for their turn.
+pub const DOOR_WAIT: &str = "meshd_door_wait_seconds";
+/// Requests in work at the door.
+pub const DOOR_ACTIVE: &str = "meshd_door_active";
+/// Requests that wait at the door.
+pub const DOOR_WAITING: &str = "meshd_door_waiting";
+/// 1 while the door is closed to guests.
+pub const DOOR_CLOSED: &str = "meshd_door_closed";
+/// Replies whose figures do not agree with what was delivered.
+pub const DOOR_DOUBTFUL: &str = "meshd_door_doubtful_counts_total";
+/// Usage records that are on disk.
+pub const USAGE_WRITTEN: &str = "meshd_usage_written_total";
+/// Usage records that were lost for want of room.
+pub const USAGE_LOST: &str = "meshd_usage_lost_total";
 /// Requests of this machine to the mesh's models, by `outcome`.
 pub const GUEST_REQUESTS: &str = "meshd_guest_requests_total";
 
@@ -60,10 +88,18 @@ pub fn install() {
         describe_gauge!(SESSIONS, "Peers with a session");
         describe_gauge!(RELAYED, "Peers with a session that are reached by a relay");
         describe_counter!(RELAY_DATAGRAMS, "Datagrams by relays");
+        describe_counter!(RELAY_UDP_DATAGRAMS, "Those of them that went by UDP");
         describe_counter!(
             RELAY_LOST,
             "Datagrams for a relay without a link, or whose link was full"
         );
+        describe_gauge!(
+            OFFERED_CLIENTS,
+            "Connections of nodes to the relay that this node offers"
+        );
+        describe_counter!(OFFERED_DATAGRAMS, "Sealed datagrams that it took in");
+        describe_counter!(OFFERED_BYTES, "Their bytes");
+        describe_counter!(OFFERED_DROPS, "Datagrams that it dropped");
         describe_counter!(OVERLAY_BYTES, "Bytes of overlay packets");
         describe_counter!(OVERLAY_PACKETS, "Overlay packets");
         describe_counter!(DROPS, "Packets and datagrams that went no further");
@@ -71,6 +107,17 @@ pub fn install() {
         describe_counter!(DOOR_PROMPT_TOKENS, "Prompt tokens that backends counted");
         describe_counter!(DOOR_OUTPUT_TOKENS, "Output tokens that backends counted");
         describe_counter!(DOOR_REFUSED, "Requests that the door refused");
+        describe_counter!(DOOR_LIMITED, "Requests of guests that were turned away");
+        describe_histogram!(DOOR_WAIT, "Waits for a turn at the door, seconds");
+        describe_gauge!(DOOR_ACTIVE, "Requests in work at the door");
+        describe_gauge!(DOOR_WAITING, "Requests that wait at the door");
+        describe_gauge!(DOOR_CLOSED, "1 while the door is closed to guests");
+        describe_counter!(
+            DOOR_DOUBTFUL,
+            "Replies whose figures do not agree with what was delivered"
+        );
+        describe_counter!(USAGE_WRITTEN, "Usage records that are on disk");
+        describe_counter!(USAGE_LOST, "Usage records that were lost for want of room");
         describe_counter!(
             GUEST_REQUESTS,
             "Requests of this machine to the mesh's models"
@@ -110,6 +157,13 @@ pub fn observe(status: &Status) {
     gauge!(RELAYED).set(count(n_relayed));
 }
 
+/// Takes the gauges of the door.
+pub fn observe_door(n_active: u32, n_waiting: u32, is_closed: bool) {
+    gauge!(DOOR_ACTIVE).set(f64::from(n_active));
+    gauge!(DOOR_WAITING).set(f64::from(n_waiting));
+    gauge!(DOOR_CLOSED).set(f64::from(u8::from(is_closed)));
+}
+
 /// Takes the counters of the data plane.
 pub fn observe_dataplane(stats: &DataplaneStats) {
     for (direction, bytes, packets) in [
@@ -121,10 +175,43 @@ pub fn observe_dataplane(stats: &DataplaneStats) {
     }
     counter!(RELAY_DATAGRAMS, "direction" => "rx").absolute(stats.rx_relayed);
     counter!(RELAY_DATAGRAMS, "direction" => "tx").absolute(stats.tx_relayed);
+    counter!(RELAY_UDP_DATAGRAMS, "direction" => "rx").absolute(stats.rx_relayed_udp);
+    counter!(RELAY_UDP_DATAGRAMS, "direction" => "tx").absolute(stats.tx_relayed_udp);
     counter!(RELAY_LOST).absolute(stats.relay_lost);
     for (reason, n) in stats.drops() {
         counter!(DROPS, "reason" => reason.label()).absolute(n);
     }
+}
+
+/// Counts for the relay that this node offers.
+#[derive(Debug)]
+pub struct OfferedRelay;
+
+impl Meter for OfferedRelay {
+    fn entered(&self) {
+        gauge!(OFFERED_CLIENTS).increment(1.0);
+    }
+
+    fn left(&self) {
+        gauge!(OFFERED_CLIENTS).decrement(1.0);
+    }
+
+    fn refused(&self, _reason: Denial) {}
+
+    fn queued(&self, _n_bytes: usize) {}
+
+    fn forwarded(&self, n_datagrams: usize, n_bytes: usize) {
+        counter!(OFFERED_DATAGRAMS).increment(n_datagrams as u64);
+        counter!(OFFERED_BYTES).increment(n_bytes as u64);
+    }
+
+    fn forwarded_by_udp(&self, _n_datagrams: usize) {}
+
+    fn dropped(&self, reason: &'static str, n_datagrams: usize) {
+        counter!(OFFERED_DROPS, "reason" => reason).increment(n_datagrams as u64);
+    }
+
+    fn stun_answered(&self) {}
 }
 
 /// Folds recorded durations into their histograms; without it they would pile up until somebody looks.

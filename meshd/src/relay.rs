@@ -7,15 +7,19 @@
 mod dial;
 mod intake;
 mod link;
+pub(crate) mod offer;
 mod outbox;
+mod udp;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use mesh_io::udp::UdpSocket;
 use mesh_proto::id::RelayId;
 use mesh_proto::key::{NodeKey, NodePrivateKey};
-use mesh_proto::relay::{N_RELAYS_MAX, RelayEntry};
+use mesh_proto::relay::{Alias, N_RELAYS_MAX, RelayEntry, UDP_HEADER_LEN};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -25,6 +29,7 @@ use self::dial::Credentials;
 pub use self::intake::{Chunk, Delivery, Intake, intake};
 use self::link::{Link, Wish};
 use self::outbox::Outbox;
+use self::udp::Routes;
 use crate::control;
 use crate::dial::Dialer;
 
@@ -44,6 +49,9 @@ pub enum RelayEvent {
 #[derive(Debug, Default)]
 pub struct RelaySender {
     outboxes: ArcSwap<BTreeMap<RelayId, Arc<Outbox>>>,
+    udp: Routes,
+    /// The node keys of the peers.
+    peers: ArcSwap<Vec<NodeKey>>,
 }
 
 impl RelaySender {
@@ -54,6 +62,31 @@ impl RelaySender {
         outboxes
             .get(relay)
             .map_or(0, |outbox| outbox.push(to, contents, stride))
+    }
+
+    /// Where datagrams for a node go by UDP and the header before each; `None` when [`Self::send`] takes them.
+    pub(crate) fn udp(
+        &self,
+        relay: &RelayId,
+        to: &NodeKey,
+        contents: &[u8],
+        stride: usize,
+    ) -> Option<(SocketAddr, [u8; UDP_HEADER_LEN])> {
+        self.udp.to(relay, to, contents, stride)
+    }
+
+    /// What is sealed in a datagram that a relay sent, if one did.
+    pub(crate) fn take_udp<'a>(
+        &self,
+        from: SocketAddr,
+        datagram: &'a [u8],
+    ) -> Option<(RelayId, Alias, &'a [u8])> {
+        self.udp.take(from, datagram)
+    }
+
+    /// Which peer a relay's UDP calls so. Looks through all of them: for what is rare.
+    pub(crate) fn peer_of(&self, relay: &RelayId, alias: Alias) -> Option<NodeKey> {
+        self.udp.node_of(relay, alias, &self.peers.load())
     }
 }
 
@@ -66,6 +99,7 @@ pub struct Relays {
     events: mpsc::Receiver<RelayEvent>,
     node_key: NodePrivateKey,
     dialer: Dialer,
+    socket: Option<Arc<UdpSocket>>,
     known: BTreeMap<RelayId, RelayEntry>,
     links: BTreeMap<RelayId, Held>,
     home: Option<RelayId>,
@@ -98,12 +132,25 @@ impl Relays {
             events,
             node_key,
             dialer,
+            socket: None,
             known: BTreeMap::new(),
             links: BTreeMap::new(),
             home: None,
             tasks: JoinSet::new(),
             cancel: CancellationToken::new(),
         }
+    }
+
+    /// Lets links use UDP too, by the socket that packets come by.
+    #[must_use]
+    pub fn with_udp(mut self, socket: Option<Arc<UdpSocket>>) -> Self {
+        self.socket = socket;
+        self
+    }
+
+    /// Takes in the peers of the netmap.
+    pub fn set_peers(&self, peers: Vec<NodeKey>) {
+        self.sender.peers.store(Arc::new(peers));
     }
 
     /// Takes in the relays of the netmap. Links to others end, and so do those whose relay is reached otherwise now.
@@ -114,7 +161,9 @@ impl Relays {
             .map(|relay| (relay.id, relay.clone()))
             .collect();
         let is_reached_as_before = |id: &RelayId| match (self.known.get(id), known.get(id)) {
-            (Some(old), Some(new)) => (&old.urls, old.pin) == (&new.urls, new.pin),
+            (Some(old), Some(new)) => {
+                (&old.urls, old.pin, &old.stun) == (&new.urls, new.pin, &new.stun)
+            }
             (None, _) | (_, None) => false,
         };
         let changed: Vec<RelayId> = self
@@ -231,6 +280,8 @@ impl Relays {
                 dialer: self.dialer.clone(),
             },
             outbox: Arc::clone(&outbox),
+            sender: Arc::clone(&self.sender),
+            socket: self.socket.clone(),
             intake: self.intake.clone(),
             events: self.events_tx.clone(),
             wish,

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64URL_NOPAD;
 use mesh_proto::id::{NetworkId, NodeId, NodeName};
-use mesh_proto::key::{CoordinatorKey, MachinePrivateKey, NodeKey, NodePrivateKey};
+use mesh_proto::key::{
+    CoordinatorKey, CoordinatorPrivateKey, DiscoPrivateKey, MachinePrivateKey, NodeKey,
+    NodePrivateKey,
+};
 use mesh_proto::local::Settings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,19 +23,28 @@ use crate::inventory::ShareConfig;
 
 const MACHINE_KEY: &str = "machine.key";
 const NODE_KEY: &str = "node.key";
+const DISCO_KEY: &str = "disco.key";
 /// The key that a rotation under way changes to.
 const NEXT_NODE_KEY: &str = "node.key.next";
 const MEMBERSHIP: &str = "membership.json";
 const SETTINGS: &str = "settings.json";
 const SHARE: &str = "share.json";
 const SWITCH: &str = "switch.json";
+/// The key of the relay that the node offers.
+const RELAY_KEY: &str = "relay.key";
 const NETMAP: &str = "netmap.log";
+const STAMPS: &str = "stamps.mark";
 const LOCK: &str = "lock";
 /// Written and removed to learn whether there is room.
 const TRIAL: &str = "trial";
 
 /// URLs of coordinators that a node tries.
 const N_URLS_MAX: usize = 16;
+
+/// Timestamps that a run takes for itself, a nanosecond each: enough for two thousand handshakes a second for a year.
+const STAMPS_A_RUN_NS: u64 = 60_000_000_000;
+/// A clock that is later is not followed (the year 2200): what it would use up never comes back.
+const STAMPS_LAST_NS: u64 = 7_258_118_400_000_000_000;
 
 /// A file of ours is never larger; one that is was not written by us.
 const FILE_LEN_MAX: u64 = 64 << 20;
@@ -177,6 +189,15 @@ impl StateDir {
             .map(|secret| MachinePrivateKey::from_bytes(&secret))
     }
 
+    /// The key that vouches for the certificate of this node's relay; made at the first call.
+    ///
+    /// # Errors
+    /// As [`Self::machine_key`].
+    pub fn relay_key(&self) -> Result<CoordinatorPrivateKey, StateError> {
+        self.secret(RELAY_KEY)
+            .map(|secret| CoordinatorPrivateKey::from_bytes(&secret))
+    }
+
     /// The node key; made at the first call.
     ///
     /// # Errors
@@ -184,6 +205,15 @@ impl StateDir {
     pub fn node_key(&self) -> Result<NodePrivateKey, StateError> {
         self.secret(NODE_KEY)
             .map(|secret| NodePrivateKey::from_bytes(*secret))
+    }
+
+    /// The disco key; made at the first call. Peers may know it from a kept map alone, so it outlives a restart.
+    ///
+    /// # Errors
+    /// As [`Self::machine_key`].
+    pub fn disco_key(&self) -> Result<DiscoPrivateKey, StateError> {
+        self.secret(DISCO_KEY)
+            .map(|secret| DiscoPrivateKey::from_bytes(*secret))
     }
 
     /// Replaces the node key.
@@ -254,7 +284,10 @@ impl StateDir {
             SWITCH,
             NEXT_NODE_KEY,
             NODE_KEY,
+            DISCO_KEY,
             MACHINE_KEY,
+            RELAY_KEY,
+            STAMPS,
         ])
     }
 
@@ -394,6 +427,24 @@ impl StateDir {
         self.remove(&[NETMAP])
     }
 
+    /// Takes timestamps of handshakes for one run and returns the first, nanoseconds since 1970: `wall_ns`, this machine's
+    /// clock, or what comes after all that earlier runs took, where that is later. They are marked as taken before the
+    /// first is used, so that a crash makes none come twice; nothing more is written while they last.
+    ///
+    /// Beside it the reason, when the mark could be neither read nor written: should the clock go back, a later run may
+    /// take the same. A mark that makes no sense is of no use to anybody, and written anew.
+    pub fn take_stamps(&self, wall_ns: u64) -> (u64, Result<(), StateError>) {
+        let kept = self.read(STAMPS);
+        let mark_ns = match &kept {
+            Ok(Some(text)) => String::from_utf8_lossy(text).trim().parse().unwrap_or(0),
+            Ok(None) | Err(_) => 0,
+        };
+        let first_ns = wall_ns.min(STAMPS_LAST_NS).max(mark_ns);
+        let mark_ns = first_ns.saturating_add(STAMPS_A_RUN_NS).to_string();
+        let written = self.replace(STAMPS, mark_ns.as_bytes());
+        (first_ns, kept.and(written))
+    }
+
     fn secret(&self, name: &str) -> Result<Zeroizing<[u8; 32]>, StateError> {
         if let Some(text) = self.read(name)? {
             let text = Zeroizing::new(text);
@@ -470,28 +521,11 @@ impl StateDir {
 
     fn replace(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
         let path = self.path(name);
-        let beside = self.path(&format!("{name}.new"));
-        let write = || {
-            let mut file = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&beside)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)
-        };
-        if let Err(source) = write() {
-            // A half-written file must not stay behind on a full disk; failing to remove it changes nothing.
-            let _ = fs::remove_file(&beside);
-            return Err(StateError::Io {
-                verb: "write",
-                path,
-                source,
-            });
-        }
-        self.sync_dir()
+        replace_file(&path, content).map_err(|source| StateError::Io {
+            verb: "write",
+            path,
+            source,
+        })
     }
 
     fn sync_dir(&self) -> Result<(), StateError> {
@@ -501,6 +535,30 @@ impl StateDir {
             path: self.root.clone(),
             source,
         })
+    }
+}
+
+/// Puts a file of ours, 0600, in the place of another, whole or not at all.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let write = || {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    // A half-written file must not stay behind on a full disk; failing to remove it changes nothing.
+    write().inspect_err(|_| drop(fs::remove_file(&beside)))?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
     }
 }
 
@@ -515,6 +573,8 @@ mod tests {
         let state = StateDir::open(&root).unwrap();
         let first = state.machine_key().unwrap().public();
         assert_eq!(state.machine_key().unwrap().public(), first);
+        let disco = state.disco_key().unwrap().public();
+        assert_eq!(state.disco_key().unwrap().public(), disco);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&root), mode(&root.join(MACHINE_KEY))), (0o700, 0o600));
     }
@@ -574,7 +634,7 @@ mod tests {
 
     #[test]
     fn urls_of_a_newer_key_come_first_and_the_others_stay() {
-        let key = mesh_proto::key::CoordinatorPrivateKey::from_bytes(&[1; 32]).public();
+        let key = CoordinatorPrivateKey::from_bytes(&[1; 32]).public();
         let url = |n: usize| format!("https://192.0.2.{n}:7443");
         let mut membership = Membership {
             node_id: NodeId::from_bytes([1; 10]),
@@ -592,6 +652,48 @@ mod tests {
         }
         assert_eq!(membership.urls.len(), N_URLS_MAX);
         assert_eq!(membership.urls[0], url(39));
+    }
+
+    #[test]
+    fn stamps_only_grow_whatever_the_clock_says() {
+        const DAY_NS: u64 = 86_400_000_000_000;
+        let now_ns = 1_800_000_000_000_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        let take = |wall_ns| {
+            // Each run ends without a word.
+            let state = StateDir::open(dir.path()).unwrap();
+            let (first_ns, kept) = state.take_stamps(wall_ns);
+            kept.unwrap();
+            first_ns
+        };
+        assert_eq!(take(now_ns), now_ns);
+        // The clock goes back by a day, stands, goes back by years, and is right again.
+        let walls = [now_ns - DAY_NS, now_ns - DAY_NS, 0, now_ns];
+        let mut last_ns = now_ns;
+        for wall_ns in walls {
+            let first_ns = take(wall_ns);
+            assert_eq!(first_ns, last_ns + STAMPS_A_RUN_NS);
+            last_ns = first_ns;
+        }
+        assert_eq!(take(now_ns + DAY_NS), now_ns + DAY_NS);
+        // Gone for ever are at most the years up to 2200, whatever the clock said once.
+        assert_eq!(take(u64::MAX), STAMPS_LAST_NS);
+        assert_eq!(take(now_ns), STAMPS_LAST_NS + STAMPS_A_RUN_NS);
+        fs::write(dir.path().join(STAMPS), "soon").unwrap();
+        assert_eq!(take(now_ns), now_ns);
+        assert_eq!(take(0), now_ns + STAMPS_A_RUN_NS);
+    }
+
+    #[test]
+    fn stamps_are_given_also_where_nothing_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        state.take_stamps(10).1.unwrap();
+        // A folder in its place stands for a disk that takes nothing, also for root.
+        fs::create_dir(state.path("stamps.mark.new")).unwrap();
+        let (first_ns, kept) = state.take_stamps(5);
+        assert_eq!(first_ns, 10 + STAMPS_A_RUN_NS);
+        assert!(kept.is_err());
     }
 
     #[test]

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use mesh_proto::id::NodeId;
 use mesh_proto::local::Settings;
@@ -126,45 +125,6 @@ impl View {
             }
         };
         found.map(|(id, peer)| Caller::Peer(*id, peer))
-    }
-}
-
-/// How long a host stays out of use after a connection to it failed, unless it is proven well before.
-const DOWN_FOR: Duration = Duration::from_secs(5);
-
-/// Hosts that this node found unreachable by itself, sooner than the coordinator can know.
-#[derive(Debug, Default)]
-pub struct Liveness {
-    down_until: Mutex<BTreeMap<NodeId, Instant>>,
-}
-
-impl Liveness {
-    /// A connection to the host failed.
-    pub fn mark_down(&self, node: NodeId, now: Instant) {
-        let mut down = self
-            .down_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        down.retain(|_, until| *until > now);
-        down.insert(node, now + DOWN_FOR);
-    }
-
-    /// The host answered.
-    pub fn mark_up(&self, node: &NodeId) {
-        self.down_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(node);
-    }
-
-    /// Whether the host is out of use.
-    #[must_use]
-    pub fn is_down(&self, node: &NodeId, now: Instant) -> bool {
-        self.down_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(node)
-            .is_some_and(|until| *until > now)
     }
 }
 

@@ -19,7 +19,9 @@ use mesh_proto::id::{NetworkId, NodeId, UserId, service_ipv4};
 use mesh_proto::key::{DiscoPrivateKey, MachinePrivateKey, NodePrivateKey, Purpose};
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, SelfNode};
 use mesh_proto::share::HostOffers;
-use meshd::dataplane::{DEFAULT_PORT, Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats};
+use meshd::dataplane::{
+    DEFAULT_PORT, Dataplane, DataplaneConfig, DataplaneInput, DataplaneStats, Device, open_tun,
+};
 use meshd::relay::intake;
 use tokio::sync::oneshot;
 
@@ -164,11 +166,11 @@ impl Node {
                 node_id: id(own),
                 disco_key: DiscoPrivateKey::from_bytes([own; 32]),
                 seed: [own; 32],
+                stamps_from_ns: 1_800_000_000_000_000_000,
             },
         );
         let dataplane = Dataplane::start(DataplaneConfig {
-            interface: "proxima%d".to_owned(),
-            mtu: 1280,
+            device: Device::Tun(open_tun("proxima%d", 1280, 2).unwrap()),
             listen_port: PORT,
             n_workers: 2,
             plane: engine.plane(),
@@ -244,6 +246,7 @@ async fn drive(
                 DataplaneInput::Datagram { from, bytes } => {
                     engine.handle_udp(Instant::now(), from, &bytes);
                 }
+                DataplaneInput::Spare { .. } => panic!("nobody asked for spare sockets"),
                 DataplaneInput::Relayed { relay, from, bytes } => {
                     engine.handle_relay(Instant::now(), relay, from, &bytes);
                 }
@@ -413,11 +416,11 @@ fn be_orphan() {
         node_id: id(3),
         disco_key: DiscoPrivateKey::from_bytes([3; 32]),
         seed: [3; 32],
+        stamps_from_ns: 1_800_000_000_000_000_000,
     };
     let engine = Engine::new(now, config);
     let mut dataplane = Dataplane::start(DataplaneConfig {
-        interface: "orphan0".to_owned(),
-        mtu: 1280,
+        device: Device::Tun(open_tun("orphan0", 1280, 2).unwrap()),
         listen_port: 0,
         n_workers: 2,
         plane: engine.plane(),
@@ -427,8 +430,7 @@ fn be_orphan() {
     .unwrap();
     assert_eq!(dataplane.local_port(), DEFAULT_PORT);
     let second = Dataplane::start(DataplaneConfig {
-        interface: "orphan1".to_owned(),
-        mtu: 1280,
+        device: Device::Tun(open_tun("orphan1", 1280, 1).unwrap()),
         listen_port: 0,
         n_workers: 1,
         plane: engine.plane(),

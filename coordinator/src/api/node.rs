@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use mesh_proto::control::{self, Beat, ErrorBody, N_ENDPOINTS_MAX, NodeUpdate, RotateRequest};
+use mesh_proto::control::{
+    self, AllowedReply, AllowedRequest, Beat, ErrorBody, N_ENDPOINTS_MAX, NodeUpdate, RotateRequest,
+};
 use mesh_proto::share::{HostOffers, N_MODELS_MAX};
 
 use super::App;
 use super::error::{ApiError, parse_json};
 use super::proof::SignedByNode;
+use crate::policy;
 use crate::state::Told;
 use crate::store::NodeChange;
 
@@ -127,6 +131,34 @@ pub(crate) async fn rotate(
     app.change_node(node.id, change).await?;
     tracing::info!(node = %node.id, "a node changed its key");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Tells what the policy allows one node on another.
+#[utoipa::path(post, path = "/api/v1/node/allowed", tag = "node", request_body = AllowedRequest, responses(
+    (status = 200, body = AllowedReply),
+    (status = 401, body = ErrorBody, description = "bad_proof, bad_nonce"),
+    (status = 403, body = ErrorBody, description = "forbidden: another user's node; not_registered, node_expired"),
+    (status = 404, body = ErrorBody, description = "not_found"),
+))]
+pub(crate) async fn allowed(
+    State(app): State<App>,
+    node: SignedByNode,
+) -> Result<Json<AllowedReply>, ApiError> {
+    let asked: AllowedRequest = node.json()?;
+    app.read(|state| {
+        let known = |id| {
+            let found = state.node(id).map(|node| &node.record);
+            found.ok_or_else(|| ApiError::not_found("node"))
+        };
+        let (asker, from, to) = (known(&node.id)?, known(&asked.from)?, known(&asked.to)?);
+        if !policy::may_ask_for(asker, from) && asker.id != to.id {
+            return Err(ApiError::forbidden(
+                "what another user's node may open is told to that node alone: ask there, or ask the mesh's administrator",
+            ));
+        }
+        Ok(policy::allowed(from, to))
+    })
+    .map(Json)
 }
 
 /// The node leaves for good; its address is never given to another.

@@ -1,8 +1,10 @@
 //! Relays that stand alone: operators add them, they come by their key and hear whom they serve.
 
+use std::net::{IpAddr, SocketAddr};
+
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest as _, Path, Request, State};
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse as _, Response};
@@ -10,17 +12,19 @@ use futures_util::stream;
 use mesh_proto::admin::{CreatedRelay, NewRelay, RelayInfo};
 use mesh_proto::auth_key::{AuthKey, parse_secret_text};
 use mesh_proto::control::{ErrorBody, code};
-use mesh_proto::id::NodeName;
+use mesh_proto::id::{NodeName, RelayId};
 use mesh_proto::relay::{
-    MEMBERS_CONTENT_TYPE, N_RELAY_URLS_MAX, RelayRegistered, RelayRegistration,
+    MEMBERS_CONTENT_TYPE, N_RELAY_URLS_MAX, N_RELAYS_MAX, RelayEntry, RelayOffer, RelayRegistered,
+    RelayRegistration,
 };
 
 use super::App;
 use super::error::{ApiError, parse_json};
-use super::proof::{Signed, source_ip};
+use super::proof::{Signed, SignedByNode, source_ip};
 use crate::auth::secret::random;
 use crate::clock::unix_ms;
 use crate::config::host_of;
+use crate::relay::offered::reach;
 use crate::state::relay_entry;
 use crate::store::{JoinRefusal, NewRelayRecord, RelayAnswer, RelayRecord, StoreError};
 
@@ -148,21 +152,38 @@ pub(crate) async fn register(
     }))
 }
 
-/// Whom the relay serves: one long answer of signed lines. Signed by its machine key.
-#[utoipa::path(get, path = "/api/v1/relay/members", tag = "relay", responses(
+/// Whom the relay serves: one long answer of signed lines. Signed by its machine key. A node offers a relay of its own by
+/// asking for it with `port` and `pin`; the coordinator then comes to that port of the address that asks, and the map names
+/// the relay until the answer is over.
+#[utoipa::path(get, path = "/api/v1/relay/members", tag = "relay", params(
+    ("port" = Option<u16>, Query, description = "where the node's relay speaks HTTPS, and by UDP"),
+    ("pin" = Option<String>, Query, description = "the hash of the key that vouches for its certificate"),
+), responses(
     (status = 200, content_type = "application/x-proxima-members", body = String),
+    (status = 400, body = ErrorBody, description = "bad_request"),
     (status = 401, body = ErrorBody, description = "bad_proof, bad_nonce"),
-    (status = 403, body = ErrorBody, description = "not_registered"),
+    (status = 403, body = ErrorBody, description = "not_registered, node_expired"),
+    (status = 409, body = ErrorBody, description = "relay_unreachable; conflict: the map has room for no more relays"),
 ))]
 pub(crate) async fn members(
     State(app): State<App>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let signed = Signed::from_request(request, &app).await?;
-    if !app.read(|state| state.is_relay(&signed.machine_key)) {
-        return Err(unknown_relay());
-    }
-    let lines = app.open_members(signed.machine_key);
+    let lines = if request.uri().query().is_some() {
+        let Query(offer) = Query::<RelayOffer>::try_from_uri(request.uri())
+            .map_err(|err| ApiError::bad_request(err.to_string()))?;
+        let source = source_ip(&request);
+        let node = SignedByNode::from_request(request, &app).await?;
+        let relay = offered(&app, &node, source, offer).await?;
+        tracing::info!(node = %node.id, relay = %relay.id, urls = relay.urls.join(" "), "a node offers a relay");
+        app.open_offer(node.machine_key, relay)
+    } else {
+        let signed = Signed::from_request(request, &app).await?;
+        if !app.read(|state| state.is_relay(&signed.machine_key)) {
+            return Err(unknown_relay());
+        }
+        app.open_members(signed.machine_key)
+    };
     let lines = stream::unfold(lines, |mut lines| async move {
         Some((lines.recv().await?, lines))
     });
@@ -171,6 +192,50 @@ pub(crate) async fn members(
         (CACHE_CONTROL, "no-store"),
     ];
     Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// The relay that a node offers, as the map is to name it, once the coordinator has come to it. It comes nowhere but to
+/// who asks.
+async fn offered(
+    app: &App,
+    node: &SignedByNode,
+    source: Option<IpAddr>,
+    offer: RelayOffer,
+) -> Result<RelayEntry, ApiError> {
+    let source = source.map(|source| source.to_canonical());
+    let Some(ip) = source.filter(|source| !source.is_loopback()) else {
+        let text = "a relay is offered from where other nodes reach it, not from the coordinator's own machine";
+        return Err(unreachable(text.to_owned()));
+    };
+    let (n_others, name) = app.read(|state| {
+        let name = state
+            .node(&node.id)
+            .map(|node| node.record.name.to_string());
+        (state.n_other_relays(&node.id), name)
+    });
+    if n_others >= N_RELAYS_MAX {
+        let text = format!("the mesh has {n_others} relays, and nodes look at no more");
+        return Err(ApiError::new(StatusCode::CONFLICT, code::CONFLICT, text));
+    }
+    let at = SocketAddr::new(ip, offer.port);
+    reach(ip, offer.port, offer.pin).await.map_err(|reason| {
+        unreachable(format!(
+            "the coordinator does not reach it at {at} ({reason})"
+        ))
+    })?;
+    let url = format!("https://{at}");
+    Ok(RelayEntry {
+        id: RelayId::of(offer.pin.as_bytes(), &url),
+        name: name.unwrap_or_default(),
+        urls: vec![url],
+        pin: offer.pin,
+        udp: vec![],
+        stun: vec![at],
+    })
+}
+
+fn unreachable(text: String) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, code::RELAY_UNREACHABLE, text)
 }
 
 fn info(relay: &RelayRecord) -> RelayInfo {

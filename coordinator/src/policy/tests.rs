@@ -9,21 +9,9 @@ use super::*;
 use crate::state::tests::record;
 
 fn host(audience: Audience) -> NodeRecord {
-    let offer = Offer {
-        model: "m".to_owned(),
-        digest: None,
-        api: BackendApi::Ollama,
-        size_bytes: 0,
-        family: String::new(),
-        parameter_size: String::new(),
-        quantization: String::new(),
-        context_length: 0,
-        capabilities: vec![],
-        is_loaded: false,
-        modified_at: String::new(),
-    };
+    let offer = Offer::new("m", BackendApi::Ollama);
     let offers = HostOffers {
-        models: vec![offer],
+        models: vec![offer.into()],
         audience,
         ..HostOffers::default()
     };
@@ -113,4 +101,44 @@ fn offers_follow_their_audience() {
         n(&other, &anna, Audience::Users(vec!["bob".parse().unwrap()])),
         0
     );
+}
+
+#[test]
+fn what_a_node_may_open_is_what_the_filter_of_the_other_lets_in() {
+    let (host, own) = (record(1), record(2));
+    let other = NodeRecord {
+        user: UserId(2),
+        ..record(3)
+    };
+    let may = |from: &NodeRecord, port| {
+        let allow = allowed(from, &host).allow;
+        allow.iter().any(|allow| allow.has_tcp(port))
+    };
+    assert!(may(&own, 22) && may(&own, MODEL_PORT));
+    assert!(!may(&other, 22) && may(&other, MODEL_PORT));
+    assert!(
+        allowed(&host, &host).allow.is_empty(),
+        "it does not see itself"
+    );
+}
+
+#[test]
+fn a_node_asks_for_itself_and_for_others_of_its_user() {
+    let tagged = |node: NodeRecord| NodeRecord {
+        tags: vec!["tag:gpu".parse().unwrap()],
+        ..node
+    };
+    let other = NodeRecord {
+        user: UserId(2),
+        ..record(3)
+    };
+    assert!(may_ask_for(&record(1), &record(1)));
+    assert!(may_ask_for(&record(1), &record(2)));
+    assert!(!may_ask_for(&record(1), &other));
+    assert!(
+        !may_ask_for(&tagged(record(1)), &record(2)),
+        "it acts as its tag"
+    );
+    assert!(!may_ask_for(&record(1), &tagged(record(2))));
+    assert!(may_ask_for(&tagged(record(1)), &tagged(record(1))));
 }

@@ -13,6 +13,7 @@ use axum::routing::get;
 use mesh_proto::auth_key::{AuthKey, pin_of};
 use mesh_proto::key::{CoordinatorKey, CoordinatorPrivateKey, MachinePrivateKey};
 use mesh_proto::relay::{Member, Pin, RelayRegistration};
+use mesh_relay::{Members, Relay, RelayConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -20,11 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::follow::{Follower, Talk};
-use super::members::Members;
-use super::{Relay, router};
+use super::{Counted, router};
 use crate::api::proof::source_ip;
 use crate::config::host_of;
-use crate::serve::{bind_all, find_urls, public_stun};
+use crate::serve::{bind_all, find_urls, give_udp, public_stun};
 use crate::server::{self, Shared};
 use crate::state_dir::{MEMBERSHIP_FILE, StateDir};
 use crate::tls::Tls;
@@ -120,13 +120,15 @@ impl RelayServer {
         let (members_tx, members) = watch::channel(Arc::new(known));
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let relay = Relay::new(
+        let relay = Relay::new(RelayConfig {
             pin,
-            settings.bytes_per_second,
-            members.clone(),
-            stop.clone(),
-            tasks.clone(),
-        );
+            bytes_per_second: settings.bytes_per_second,
+            members: members.clone(),
+            meter: Arc::new(Counted),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
+        let stun_sockets = give_udp(&relay, stun_sockets)?;
         let tls = Tls::own(tls_key, hosts)?;
         let acceptor = TlsAcceptor::from(tls.server_config()?);
         let follower = Follower {

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_proto::control::HEARTBEAT_MS;
+use mesh_proto::id::NodeId;
 use mesh_proto::key::MachineKey;
 use mesh_proto::relay::{MembersBody, MembersFrame};
+use mesh_relay::Members;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::members::Members;
+use crate::clock::unix_ms;
 use crate::coordinator::Coordinator;
 use crate::map::stream::{Line, StreamEnded};
 
@@ -30,8 +32,10 @@ pub(crate) async fn run(
     loop {
         version.borrow_and_update();
         let newest = Arc::clone(&members.borrow_and_update());
-        let (is_relay, revision) =
-            coordinator.read(|state| (state.is_relay(&relay), state.revision()));
+        let (is_relay, revision) = coordinator.read(|state| {
+            let is_offering = state.is_offering(&NodeId::of(&relay), unix_ms());
+            (state.is_relay(&relay) || is_offering, state.revision())
+        });
         if !is_relay {
             return drop(lines.try_send(Err(StreamEnded)));
         }

@@ -18,6 +18,7 @@ use mesh_proto::relay::{
     RelayRegistration,
 };
 use mesh_proto::request::{NONCE_HEADER, RequestProof};
+use mesh_relay::Members;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -27,7 +28,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use super::members::Members;
 use crate::config::unbracketed;
 use crate::tls::pin::client_config;
 

@@ -35,22 +35,10 @@ pub(crate) fn record(n: u8) -> NodeRecord {
 }
 
 pub(crate) fn hosting(n: u8) -> NodeRecord {
-    let offer = Offer {
-        model: "llama3".to_owned(),
-        digest: None,
-        api: BackendApi::Ollama,
-        size_bytes: 0,
-        family: String::new(),
-        parameter_size: String::new(),
-        quantization: String::new(),
-        context_length: 0,
-        capabilities: vec![],
-        is_loaded: false,
-        modified_at: String::new(),
-    };
+    let offer = Offer::new("llama3", BackendApi::Ollama);
     NodeRecord {
         offers: Arc::new(HostOffers {
-            models: vec![offer],
+            models: vec![offer.into()],
             ..HostOffers::default()
         }),
         ..record(n)
@@ -216,4 +204,38 @@ fn a_reload_makes_memory_what_the_store_is() {
     let known: BTreeSet<_> = state.nodes().map(|node| node.record.id).collect();
     assert_eq!(known, [renamed.id, record(3).id].into());
     assert_eq!(state.node(&renamed.id).unwrap().record, renamed);
+}
+
+#[test]
+fn a_nodes_relay_is_named_while_its_newest_stream_holds_it() {
+    let now = Instant::now();
+    let mut state = state(now);
+    let node = record(1);
+    let entry = |port: u16| RelayEntry {
+        id: RelayId::of(&[7; 32], &format!("https://192.0.2.1:{port}")),
+        name: "node-1".to_owned(),
+        urls: vec![format!("https://192.0.2.1:{port}")],
+        pin: Pin::from_bytes([7; 32]),
+        udp: vec![],
+        stun: vec![],
+    };
+    let named = |state: &State| state.network().relays.clone();
+    state.put_offer(node.id, 1, entry(1));
+    assert!(!state.is_offering(&node.id, 10), "it is not in the mesh");
+    state.end_offer(&node.id, 1);
+    state.put_node(node.clone(), now, 10);
+    let before = state.revision().version;
+    state.put_offer(node.id, 2, entry(1));
+    assert!(state.is_offering(&node.id, 10) && state.is_network_newer(before));
+    assert_eq!(
+        (named(&state), state.n_other_relays(&node.id)),
+        (vec![entry(1)], 0)
+    );
+    assert_eq!(state.n_other_relays(&record(2).id), 1);
+    // The node comes anew, and the end of the stream that it left is noticed late.
+    state.put_offer(node.id, 3, entry(2));
+    state.end_offer(&node.id, 2);
+    assert_eq!(named(&state), [entry(2)]);
+    state.end_offer(&node.id, 3);
+    assert!(named(&state).is_empty() && !state.is_offering(&node.id, 10));
 }

@@ -4,6 +4,7 @@ mod key;
 mod node;
 mod relay;
 mod row;
+mod want;
 
 use std::io;
 use std::path::Path;
@@ -20,13 +21,14 @@ use self::row::{broken, parse, to_i64, to_u64};
 use super::{MeshRecord, StoreError};
 
 /// The migrations, oldest first; append-only.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "mesh", include_str!("migrations/sqlite/0001_mesh.sql")),
     (
         2,
         "relays",
         include_str!("migrations/sqlite/0002_relays.sql"),
     ),
+    (3, "wants", include_str!("migrations/sqlite/0003_wants.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -303,3 +303,26 @@ async fn a_write_that_cannot_be_done_is_told_and_heals() {
         .unwrap();
     store.insert_user(&name, 1).await.unwrap();
 }
+
+#[tokio::test]
+async fn wishes_expire() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path()).await;
+    let user = store
+        .insert_user(&"anna".parse().unwrap(), 1)
+        .await
+        .unwrap()
+        .id;
+    store.put_want(user, "old", 100, 0).await.unwrap();
+    store.put_want(user, "new", 200, 50).await.unwrap();
+    let names = async |since| -> Vec<String> {
+        let wanted = store.list_wanted(since).await.unwrap();
+        wanted.into_iter().map(|wanted| wanted.model).collect()
+    };
+    assert_eq!(names(0).await, ["new", "old"]);
+    assert_eq!(names(150).await, ["new"]);
+    store.put_want(user, "new", 300, 150).await.unwrap();
+    assert_eq!(names(0).await, ["new"], "what expired is deleted");
+    store.delete_user(&"anna".parse().unwrap()).await.unwrap();
+    assert!(names(0).await.is_empty(), "nobody is left who wants it");
+}

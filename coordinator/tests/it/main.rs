@@ -13,3 +13,4 @@ mod map;
 mod presence;
 mod relay;
 mod relay_alone;
+mod wants;

@@ -12,20 +12,11 @@ use crate::client::Mesh;
 
 pub(crate) fn offers(audience: Audience) -> HostOffers {
     let offer = Offer {
-        model: "llama3.2:1b".to_owned(),
-        digest: None,
-        api: BackendApi::Ollama,
         size_bytes: 1,
-        family: String::new(),
-        parameter_size: String::new(),
-        quantization: String::new(),
-        context_length: 0,
-        capabilities: vec![],
-        is_loaded: false,
-        modified_at: String::new(),
+        ..Offer::new("llama3.2:1b", BackendApi::Ollama)
     };
     HostOffers {
-        models: vec![offer],
+        models: vec![offer.into()],
         gpus: vec![],
         audience,
         n_slots: 1,

@@ -133,7 +133,11 @@ impl Link {
     }
 
     pub(crate) async fn next(&mut self) -> Heard {
-        let Some(frame) = self.frame().await else {
+        let mut frame = self.frame().await;
+        while frame.as_ref().is_some_and(|frame| is_offer(frame)) {
+            frame = self.frame().await;
+        }
+        let Some(frame) = frame else {
             return Heard::Ended;
         };
         match Frame::parse(&frame).unwrap() {
@@ -151,6 +155,8 @@ impl Link {
             | Frame::Send { .. }
             | Frame::Ping(_)
             | Frame::RateLimited { .. }
+            | Frame::UdpOffer { .. }
+            | Frame::UdpOff
             | Frame::Unknown(_)) => Heard::Other(format!("{other:?}")),
         }
     }
@@ -160,6 +166,11 @@ impl Link {
         self.send(&Frame::Ping(*b"settled?")).await;
         assert_eq!(self.next().await, Heard::Pong(*b"settled?"));
     }
+}
+
+/// The offer of UDP, which each node is told and these use not.
+fn is_offer(frame: &[u8]) -> bool {
+    matches!(Frame::parse(frame), Ok(Frame::UdpOffer { .. }))
 }
 
 #[tokio::test]

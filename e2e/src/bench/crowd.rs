@@ -38,12 +38,8 @@ pub fn run(n_rounds: u32, seconds: u32) -> Result<Outcome> {
     let mut small = Mesh::start(&small_lab)?;
     let mut large = Mesh::start(&large_lab)?;
     let crowd = large.join_crowd(&large_lab)?;
-    let rss_mib = |mesh: &mut Mesh<'_>| -> Result<f64> {
-        #[expect(clippy::cast_precision_loss, reason = "memory is below 2^53 KiB")]
-        let kib = mesh.from.process()?.rss_kib()? as f64;
-        Ok(kib / 1024.0)
-    };
-    let (rss_small, rss_large) = (rss_mib(&mut small)?, rss_mib(&mut large)?);
+    let rss_small = small.from.process()?.rss_mib()?;
+    let rss_large = large.from.process()?.rss_mib()?;
 
     let mut text = format!(
         "| round | way | one peer, Gbit/s | {N_PEERS} peers, {N_ACTIVE} active, Gbit/s | ratio |\n| --- | --- | --- | --- | --- |\n"

@@ -11,7 +11,7 @@ use crate::process::{ensure_success, stdout};
 use crate::tool;
 
 /// The release of the day, built with Go.
-const NEWEST: &str = "wireguard-go (newest)";
+pub(super) const NEWEST: &str = "wireguard-go (newest)";
 const PACKAGED: &str = "wireguard-go (Debian)";
 const BORINGTUN: &str = "boringtun-cli";
 const GOTATUN: &str = "gotatun";
@@ -32,7 +32,7 @@ pub struct Effort {
 }
 
 /// All rounds of one pass over the tunnels.
-struct Pass(Value);
+pub(super) struct Pass(Value);
 
 impl Pass {
     /// Values of a cell by round; `path` is such as `["tcp1f", "gbps"]`.
@@ -49,7 +49,7 @@ impl Pass {
         })
     }
 
-    fn median(&self, tunnel: &str, path: &[&str]) -> Option<f64> {
+    pub(super) fn median(&self, tunnel: &str, path: &[&str]) -> Option<f64> {
         let values: Vec<f64> = self.rounds(tunnel, path).into_iter().flatten().collect();
         (!values.is_empty()).then(|| median(&values))
     }
@@ -97,7 +97,12 @@ pub fn run(effort: Effort) -> Result<Outcome> {
     })
 }
 
-fn pass(name: &str, peers: &[&str], effort: Effort, more: &[&str]) -> Result<(String, Pass)> {
+pub(super) fn pass(
+    name: &str,
+    peers: &[&str],
+    effort: Effort,
+    more: &[&str],
+) -> Result<(String, Pass)> {
     let root = tool::root();
     let out = root.join(format!("e2e/out/{name}.json"));
     std::fs::create_dir_all(root.join("e2e/out"))?;
@@ -226,8 +231,8 @@ fn bars(plain: &Pass, cut: &Pass) -> Vec<Bar> {
     bars.push(Bar::at_most(
         5.0,
         "ms",
-        "chat beside a download, p99 added to a round trip",
-        plain.rounds(MESHD, &["chat_added"]),
+        "chat stream beside a download of the same peer, p99 added",
+        plain.rounds(MESHD, &["stream_added"]),
     ));
     for (bound, key, when) in [(16.0, "rss_idle", "idle"), (40.0, "rss_peak", "under load")] {
         bars.push(Bar::at_most(

@@ -3,9 +3,13 @@
 #![expect(clippy::print_stdout, reason = "the result is what it prints")]
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use e2e::bench::{Outcome, bar, crowd, dns, gateway, loss, start, tunnels};
+use e2e::bench::{
+    Outcome, bar, catalogue, crowd, dns, faults, gateway, idle, loss, nats, relay, start,
+    strangers, tunnels, userspace, weather,
+};
 use e2e::net::is_root;
 use e2e::tool;
 
@@ -48,6 +52,18 @@ const PARTS: &[Part] = &[
         },
     },
     Part {
+        name: "userspace",
+        about: "A node in userspace mode sends to one with an interface, and receives, one stream through its SOCKS5 proxy on loopback, over \
+                two veth pairs and a router; beside it, in each round, the newest wireguard-go with an interface at both ends, as in the part \
+                above.",
+        run: |effort| {
+            userspace::run(tunnels::Effort {
+                n_rounds: effort.n_rounds,
+                seconds: effort.seconds,
+            })
+        },
+    },
+    Part {
         name: "start",
         about: "meshd is ended and started again with the state that it left, the coordinator away all the time; a ping each 2 ms to a \
                 peer that runs on.",
@@ -71,6 +87,73 @@ const PARTS: &[Part] = &[
         },
     },
     Part {
+        name: "nats",
+        about: "Two hosts, each behind a router of the named kind (RFC 4787: independent, address and port are what its filter looks at, with \
+                endpoint-independent mapping; carrier is a second router behind a home one), that never talked before. Times are from the \
+                first packet, the start of the asking program included.",
+        run: |_| nats::run(),
+    },
+    Part {
+        name: "faults",
+        about: "Each round in a lab of its own, made anew. A ping each 20 ms, or a TCP stream with a byte each 20 ms; times are those \
+                that a user would see, the start of the asking program included.",
+        run: |effort| faults::run(effort.n_rounds, &cases()),
+    },
+    Part {
+        name: "weather",
+        about: "A router that loses packets at random, in both directions alike, and has each take 5 ms; the link carries packets of wire \
+                size alone. Cubic at both ends, with the tunnel and without it in turn; at 20 % half a minute of each, for all would take \
+                an hour. Then a router that gives each packet twice and in another order.",
+        run: |effort| {
+            weather::run(if effort.is_quick {
+                weather::Effort::QUICK
+            } else {
+                weather::Effort::FULL
+            })
+        },
+    },
+    Part {
+        name: "strangers",
+        about: "A stranger on the same machine, with a core of the two to himself, against one of two nodes that talk to each other.",
+        run: |effort| {
+            let (n_garbage, flood) = if effort.is_quick {
+                (1_000_000, 10)
+            } else {
+                (10_000_000, 30)
+            };
+            strangers::run(strangers::Effort { n_garbage, flood })
+        },
+    },
+    Part {
+        name: "idle",
+        about: "A node of a mesh of 1,001, of whose peers none talks to it; CPU time is that of all its threads, as the scheduler counts it. \
+                Then two nodes, one of which is stopped (SIGSTOP) and goes on.",
+        run: |effort| {
+            let (watch, stop) = if effort.is_quick {
+                (40, 20)
+            } else {
+                (120, 600)
+            };
+            idle::run(idle::Effort {
+                watch: Duration::from_secs(watch),
+                stop: Duration::from_secs(stop),
+            })
+        },
+    },
+    Part {
+        name: "relay",
+        about: "Two nodes and a coordinator in three namespaces behind a router, once for each way: one TCP stream by iperf3 and beside it 300 \
+                pings, one each fiftieth of a second. CPU counts both daemons and the coordinator, whose relay it is; all of them, both iperf3 \
+                and the kernel share the machine's cores.",
+        run: |effort| relay::run(effort.n_rounds, effort.seconds),
+    },
+    Part {
+        name: "catalogue",
+        about: "A real coordinator and two real guests; the hosts are members that report their models as meshd does. Times are from the \
+                moment at which a host begins to tell the coordinator.",
+        run: |effort| catalogue::run(effort.n_rounds),
+    },
+    Part {
         name: "dns",
         about: "1,000 model names, asked by dnsperf on the same machine. The service address is what users ask: each packet passes the \
                 tunnel device twice each way.",
@@ -78,9 +161,18 @@ const PARTS: &[Part] = &[
     },
     Part {
         name: "gateway",
-        about: "A stand-in model server that answers at once, or streams 64 chunks, one each 2 ms. Added times are against the direct way \
-                of the same block.",
-        run: |effort| gateway::run(effort.n_rounds).map(Outcome::from),
+        about: "A stand-in model server that answers at once, or streams 64 chunks, one each 2 ms. Clients, model server and gateways share \
+                one core; clients are closed loops over kept connections. Added times and CPU are against the direct way of the same \
+                block, in the same round.",
+        run: |effort| {
+            gateway::run(
+                gateway::Effort {
+                    n_rounds: effort.n_rounds,
+                    seconds: effort.seconds.div_ceil(2),
+                },
+                &cases(),
+            )
+        },
     },
 ];
 
@@ -96,6 +188,10 @@ fn main() -> Result<()> {
     let names: Vec<_> = PARTS.iter().map(|part| part.name).collect();
     if let Some(other) = wanted.iter().find(|word| !names.contains(&word.as_str())) {
         bail!("no part {other}; there are {}", names.join(", "));
+    }
+    let known = [faults::names(), gateway::names()].concat();
+    if let Some(other) = cases().iter().find(|case| !known.contains(&case.as_str())) {
+        bail!("no case {other}; there are {}", known.join(", "));
     }
     let path = tool::root().join("docs/benchmarks.md");
     let mut bars = Vec::new();
@@ -115,6 +211,11 @@ fn main() -> Result<()> {
             effort.n_rounds,
             outcome.text
         );
+        if !cases().is_empty() {
+            // A part of a part is for the one who looks for a fault, not for the guide.
+            bars.extend(outcome.bars);
+            continue;
+        }
         // Read anew: a part takes minutes, and somebody may have written meanwhile.
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         std::fs::write(&path, replace_block(&text, part.name, &block)?)?;
@@ -127,6 +228,13 @@ fn main() -> Result<()> {
         bars.len()
     );
     Ok(())
+}
+
+/// The cases of the faults or of the gateway that are asked for, comma-separated in `CASES`; all when there are none.
+fn cases() -> Vec<String> {
+    let named = std::env::var("CASES").unwrap_or_default();
+    let names = named.split(',').filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 /// The day and the machine, without which a figure says nothing.

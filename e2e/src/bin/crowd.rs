@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
-use e2e::control::{Client, Refusal, random_bytes};
+use e2e::control::{Client, random_bytes};
 use mesh_proto::auth_key::AuthKey;
 use mesh_proto::control::RegisterResponse;
 use mesh_proto::id::NodeId;
@@ -67,7 +67,11 @@ async fn main() -> Result<()> {
         map_reader = Some((client, member.registered.clone()));
         members.push(member);
     }
-    let (client, registered) = map_reader.context("nobody is active")?;
+    let Some((client, registered)) = map_reader else {
+        println!("{}", json!({ "members": 0, "answers": 0 }));
+        // They are members and do nothing, for as long as they are wanted.
+        return std::future::pending().await;
+    };
     let (target, addrs) = meet(client, registered, &target_name).await?;
 
     let target = Arc::new(target);
@@ -137,11 +141,8 @@ async fn register(
     let machine_key = MachinePrivateKey::from_bytes(&random_bytes()?);
     let mut client = Client::connect(auth_key, machine_key).await?;
     let node_key = NodePrivateKey::from_bytes(secret).public();
-    match client.register(auth_key, node_key, name).await {
-        Ok(registered) => Ok((client, registered)),
-        Err(Refusal::Code(code)) => Err(anyhow!("{name} is refused: {code}")),
-        Err(Refusal::Other(err)) => Err(err.context(name.to_owned())),
-    }
+    let registered = client.register(auth_key, node_key, name).await;
+    Ok((client, registered.map_err(|refusal| refusal.of(name))?))
 }
 
 /// Reads one member's map until the target is reachable in it; gives the addresses of all.

@@ -1,4 +1,5 @@
-//! `make demo`: a coordinator and three nodes on one machine, a real model on one of them, answers on another.
+//! `make demo`: a coordinator and three nodes on one machine, a real model on one of them, answers on another. As root each
+//! is in a namespace of its own, with an interface; an ordinary user's are in userspace mode, on loopback.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
@@ -14,16 +15,13 @@ use e2e::probe::{Request, dig};
 use e2e::wait::wait_until;
 use serde_json::{Value, json};
 
+#[path = "demo/userspace.rs"]
+mod userspace;
+
 const MODEL: &str = "smollm2";
 const QUESTION: &str = "In one short sentence: what is a mesh network?";
 
 fn main() -> ExitCode {
-    if !is_root() {
-        println!(
-            "The demo makes network namespaces and tunnels, so it needs root: run `sudo make demo`."
-        );
-        return ExitCode::FAILURE;
-    }
     let start = Instant::now();
     // The lab is gone before the last line is printed; Ctrl-C takes it down too.
     match run(start) {
@@ -46,8 +44,17 @@ fn main() -> ExitCode {
 
 fn run(start: Instant) -> Result<()> {
     let say = |text: &str| println!("[{:5.1} s] {text}", start.elapsed().as_secs_f32());
-    let lab = Lab::new(&["control", "laptop", "desktop", "gpu"])?;
-    let result = show(&lab, &say);
+    let hosts = ["control", "laptop", "desktop", "gpu"];
+    let is_root = is_root() && !std::env::args().any(|arg| arg == "--userspace");
+    let (lab, result) = if is_root {
+        let lab = Lab::new(&hosts)?;
+        let result = show(&lab, &say);
+        (lab, result)
+    } else {
+        let lab = Lab::of_this_machine(&hosts)?;
+        let result = userspace::show(&lab, &say);
+        (lab, result)
+    };
     if result.is_err() {
         lab.keep_logs();
     }
@@ -96,18 +103,23 @@ fn show(lab: &Lab, say: &dyn Fn(&str)) -> Result<()> {
 
     let url = format!("http://{name}:11434/v1/chat/completions");
     say(&format!("laptop: curl {url}"));
-    let n_pieces = curl(laptop, &url)?;
+    let n_pieces = curl(laptop, &url, &[])?;
     say(&format!("it streamed in {n_pieces} pieces"));
 
     say(&format!("desktop: meshctl run {MODEL} '{QUESTION}'"));
-    let mut run = desktop.ctl_command()?;
+    ask(desktop)?;
+    say("taking it all down");
+    Ok(())
+}
+
+fn ask(node: &Node<'_>) -> Result<()> {
+    let mut run = node.ctl_command()?;
     let status = run
         .args(["run", MODEL, QUESTION])
         .stdin(Stdio::null())
         .status()?;
     ensure!(status.success(), "meshctl run: {status}");
     println!();
-    say("taking it all down");
     Ok(())
 }
 
@@ -134,12 +146,12 @@ fn join_all<'lab>(
 }
 
 /// Streams an answer to standard output; gives the number of its pieces.
-fn curl(node: &Node<'_>, url: &str) -> Result<usize> {
+fn curl(node: &Node<'_>, url: &str, more: &[&str]) -> Result<usize> {
     let body = json!({ "model": MODEL, "stream": true, "max_tokens": 60,
                        "messages": [{ "role": "user", "content": QUESTION }] });
     let request = Request::post(url, &body.to_string());
     let mut command = request.command(node.host);
-    command.args([
+    command.args(more).args([
         "-H",
         "Content-Type: application/json",
         "--data-binary",

@@ -41,6 +41,7 @@ async fn watch(address: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     let start = Instant::now();
     let mut out = tokio::io::stdout();
+    out.write_all(b"start\n").await?;
     let mut bytes = [0; 4096];
     while stream.read(&mut bytes).await? > 0 {
         let line = format!("tick {}\n", start.elapsed().as_millis());

@@ -111,7 +111,7 @@ pub fn is_origin_allowed(origin: &str) -> bool {
         || schemes.iter().any(|scheme| origin.starts_with(scheme))
 }
 
-fn digest(model: &str) -> String {
+pub(crate) fn digest(model: &str) -> String {
     // Two stand-ins with the same name have the same files; any 32 bytes that depend on the name will do.
     let mut bytes = [0u8; 32];
     for (index, byte) in model.bytes().enumerate() {

@@ -94,3 +94,60 @@ fn two_hosts_of_one_model_answer_together_and_one_takes_over() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_wish_is_seen_by_hosts_and_a_named_user_has_it_fulfilled() -> Result<()> {
+    scenario(&["control", "beta", "gamma"], |lab| {
+        let (_coordinator, nodes) = mesh(lab, &["beta", "gamma"])?;
+        let [beta, gamma] = nodes.as_slice() else {
+            unreachable!("two hosts were named")
+        };
+        let tiny = LlamaServer::start(gamma.host, "tiny", 9001)?;
+        let other = LlamaServer::start(gamma.host, "other", 9002)?;
+        let _ollama = Ollama::start(
+            gamma.host,
+            "127.0.0.1:11434",
+            &[("tiny", &tiny)],
+            &[("other:7b", &other)],
+        )?;
+        gamma.share()?;
+        beta.wait_model("tiny", PROMISED)?;
+
+        let body = r#"{"model":"other:7b","messages":[{"role":"user","content":"hi"}]}"#;
+        let url = "http://ollama.proxima:11434/v1/chat/completions";
+        let unknown = Request::post(url, body).send(beta.host)?;
+        ensure!(unknown.status == 404, "{unknown:?}");
+        let near = Request::post(url, &body.replace("other:7b", "tinny")).send(beta.host)?;
+        ensure!(
+            near.status == 404 && near.body.contains("tiny"),
+            "no near name: {near:?}"
+        );
+        beta.ctl_ok(&["models", "want", "other:7b"])?;
+        let wanted = gamma.ctl_ok(&["share", "suggestions"])?;
+        ensure!(
+            wanted.contains("other:7b") && wanted.contains("does not have it"),
+            "{wanted}"
+        );
+
+        let pull = ["models", "pull", "other:7b", "--on", "gamma"];
+        let refused = beta.ctl(&pull)?;
+        ensure!(refused.status.code() == Some(6), "{refused:?}");
+        let user = beta.status()?.node.map(|node| node.user.to_string());
+        let users = format!("users:{}", user.unwrap_or_default());
+        gamma.ctl_ok(&["share", "set", "--pulls", &users, "--pull-budget", "1MB"])?;
+        let small = beta.ctl(&pull)?;
+        ensure!(
+            small.status.code() == Some(1)
+                && String::from_utf8_lossy(&small.stderr).contains("are left of"),
+            "{small:?}"
+        );
+        gamma.ctl_ok(&["share", "set", "--pull-budget", "2MB"])?;
+        beta.ctl_ok(&pull)?;
+        beta.wait_model("other:7b", PROMISED)?;
+        let answer = Request::post(url, body).send(beta.host)?;
+        ensure!(answer.status == 200, "{answer:?}");
+        let top = beta.ctl_ok(&["top", "--once"])?;
+        ensure!(top.contains("gamma") && top.contains("other:7b"), "{top}");
+        Ok(())
+    })
+}

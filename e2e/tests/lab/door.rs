@@ -25,6 +25,8 @@ const HARMLESS: &[(&str, &str)] = &[
     ("GET", "/api/tags"),
     ("GET", "/api/ps"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/messages"),
+    ("GET", "/v1/responses"),
     ("GET", "/health"),
     ("GET", "/props"),
     ("POST", "/api/show"),

@@ -53,12 +53,9 @@ fn metric(node: &Node<'_>, name: &str) -> Result<u64> {
     Ok(values.sum())
 }
 
-fn memory_kib(node: &mut Node<'_>) -> Result<u64> {
-    let pid = node.process()?.pid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let mut words = line.context("no VmRSS")?.split_whitespace();
-    words.nth(1).context("no number")?.parse().context("VmRSS")
+/// What it allocated. Pages of its code come and go with what runs, and were given back a moment ago.
+fn memory_kib(node: &mut Node<'_>) -> Result<u32> {
+    node.process()?.memory_kib("RssAnon")
 }
 
 #[test]

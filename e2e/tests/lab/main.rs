@@ -2,35 +2,29 @@
 
 mod catalog;
 mod chat;
+mod choice;
+mod clients;
+mod clock;
 mod coordinator;
 mod daemon;
 mod disk;
 mod door;
+mod faults;
 mod garbage;
 mod interop;
 mod join;
 mod lifecycle;
+mod mtu;
 mod names;
 mod network;
 mod paths;
 mod relay;
 mod stage;
+mod userspace;
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::mesh::{Coordinator, Node};
-use e2e::net::Lab;
+use anyhow::{Result, ensure};
+use e2e::mesh::{Node, join_all as mesh};
 use e2e::probe::dig;
-
-/// Joins nodes on the named hosts to a coordinator on the host `control`.
-fn mesh<'lab>(lab: &'lab Lab, hosts: &[&str]) -> Result<(Coordinator<'lab>, Vec<Node<'lab>>)> {
-    let coordinator = Coordinator::start(lab.host("control")?)?;
-    let key = coordinator.key(&["--reusable"])?;
-    let nodes = hosts
-        .iter()
-        .map(|name| Node::join(lab.host(name)?, &key).with_context(|| format!("joining {name}")))
-        .collect::<Result<Vec<_>>>()?;
-    Ok((coordinator, nodes))
-}
 
 /// A name must resolve, by the host's own resolver, to exactly this node.
 fn ensure_resolves(from: &Node<'_>, name: &str, to: &Node<'_>) -> Result<()> {

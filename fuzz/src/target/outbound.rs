@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use mesh_engine::{ChecksumState, Outbound, Transport};
 
-use super::admit::{assert_only_port, hostile_packet, readdress};
+use super::admit::{assert_only_change, hostile_packet, readdress};
 use crate::Target;
 use crate::pair::{self, DOOR, LOCAL, Pair};
-use crate::reference::{Part, Upper, View, view};
+use crate::reference::{Part, Upper, View, clamped, view};
 use crate::tape::Tape;
 
 #[derive(Default)]
@@ -33,11 +33,11 @@ impl Target for Outward {
         let mut after = before.clone();
         let outbound = self.pair.planes[1].outbound(self.pair.now, &mut after, state);
         let expected = judge(&before);
-        let change = match (&outbound, expected) {
-            (Outbound::Drop(_), Verdict::Drop) => None,
+        let (told, change) = match (&outbound, expected) {
+            (Outbound::Drop(_), Verdict::Drop) => (before.clone(), None),
             (Outbound::Peer(peer), Verdict::Peer(change)) => {
                 assert!(*peer == self.pair.peers[1]);
-                change
+                (clamped(&before, pair::PATH_MTU), change)
             }
             (Outbound::Reflect, Verdict::Reflect(change)) => {
                 // It goes back from the service to this machine; turned once more, only the port differs.
@@ -46,16 +46,13 @@ impl Target for Outward {
                 readdress(&mut turned, service, own);
                 assert_eq!(turned, after);
                 readdress(&mut after, own, service);
-                change
+                (before.clone(), change)
             }
             (Outbound::Drop(_) | Outbound::Peer(_) | Outbound::Reflect, _) => {
                 panic!("{outbound:?} but {expected:?}: {before:02x?}")
             }
         };
-        match change {
-            Some((port_at, port)) => assert_only_port(&before, &after, port_at, port, state),
-            None => assert_eq!(after, before),
-        }
+        assert_only_change((&before, told), &after, change, state);
     }
 }
 

@@ -60,6 +60,23 @@ impl Engine {
                 continue;
             }
             self.apply_peer(now, &netmap, id, entry);
+            let was_away =
+                before.is_some_and(|before| before.peers.get(id).is_some_and(|it| !it.is_online));
+            if was_away && entry.is_online {
+                self.on_back(now, id);
+            }
+        }
+    }
+
+    /// A peer was away from the coordinator. Where its program was started anew it has no session any more, and would
+    /// lose what it is sent until it said so.
+    fn on_back(&mut self, now: Instant, id: &NodeId) {
+        let is_up = self
+            .peers
+            .get(id)
+            .is_some_and(|control| control.state().is_up());
+        if is_up {
+            self.renew_session(now, id);
         }
     }
 
@@ -172,7 +189,7 @@ impl Engine {
             self.look(now, id);
         }
         if was_known && is_up {
-            // The peer was started anew and has no session any more.
+            // The peer's state directory is another: it has no session any more.
             self.renew_session(now, id);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mesh_proto::control::{Candidate, CandidateKind};
-use mesh_proto::disco::{self, DiscoSeal, Message, NONCE_LEN, PONG_LEN};
+use mesh_proto::disco::{self, DiscoSeal, Mapping, Message, NONCE_LEN, PONG_LEN};
 use mesh_proto::id::{NodeId, RelayId};
 
 use super::Engine;
@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::event::{Destination, Event};
 use crate::netcheck::NetReport;
+use crate::noise::DATA_OVERHEAD;
 use crate::path::set::{PathSet, Use, Watched};
 use crate::peer::PeerHandle;
 
@@ -42,29 +43,31 @@ impl Engine {
                     id: ping,
                     datagram_len,
                 },
-                Destination::Udp(endpoint),
+                Destination::Udp(endpoint) | Destination::Spare { endpoint, .. },
             ) => {
                 // Nobody gets more than he sends, not even by a replay.
                 if datagram_len >= PONG_LEN {
                     self.on_ping(now, id, from, endpoint, ping);
                 }
             }
-            (Message::Pong { id: ping, .. }, Destination::Udp(_)) => {
+            (Message::Pong { id: ping, .. }, Destination::Udp(_) | Destination::Spare { .. }) => {
                 let now_ms = self.plane.shared.now_ms();
                 let Some(set) = self.sets.get_mut(id) else {
                     return;
                 };
                 if set.on_pong(&ping, from, now_ms) {
                     self.reselect(id);
+                    self.resend(id);
+                    self.look_mtu(id);
                 }
             }
             (Message::CallMeMaybe { mapping, endpoints }, Destination::Relay { .. }) => {
                 tracing::debug!(peer = %id, ?mapping, "asked to ping");
-                self.on_called(id, &endpoints);
+                self.on_called(id, mapping, &endpoints);
             }
             // Direct paths are what pings are about, and what is said openly cannot ask for pings elsewhere.
             (Message::Ping { .. } | Message::Pong { .. }, Destination::Relay { .. })
-            | (Message::CallMeMaybe { .. }, Destination::Udp(_)) => {}
+            | (Message::CallMeMaybe { .. }, Destination::Udp(_) | Destination::Spare { .. }) => {}
         }
     }
 
@@ -109,7 +112,7 @@ impl Engine {
         }
     }
 
-    fn on_called(&mut self, id: &NodeId, endpoints: &[Candidate]) {
+    fn on_called(&mut self, id: &NodeId, mapping: Mapping, endpoints: &[Candidate]) {
         let endpoints: Vec<SocketAddr> = endpoints
             .iter()
             .map(|candidate| candidate.endpoint)
@@ -119,6 +122,7 @@ impl Engine {
         let Some(set) = self.sets.get_mut(id) else {
             return;
         };
+        set.mapping = mapping;
         for way in set.on_called(&told, now_ms) {
             self.ping_path(id, way);
         }
@@ -202,11 +206,13 @@ impl Engine {
         let now_ms = self.plane.shared.now_ms();
         let traffic = handle.traffic();
         let last_data_tx_ms = traffic.last_data_tx_ms.load(Ordering::Relaxed);
-        let last_ms = last_data_tx_ms.max(traffic.last_data_rx_ms.load(Ordering::Relaxed));
+        let last_data_rx_ms = traffic.last_data_rx_ms.load(Ordering::Relaxed);
+        let last_ms = last_data_tx_ms.max(last_data_rx_ms);
         let is_recent = u128::from(now_ms.saturating_sub(last_ms)) < BUSY_FOR.as_millis();
         let usage = Use {
             now_ms,
             last_data_tx_ms,
+            last_data_rx_ms,
             is_busy: is_attempting || is_young || (last_ms != 0 && is_recent),
         };
         let path = handle.path();
@@ -217,10 +223,12 @@ impl Engine {
                 heard_ms: path.heard_ms.load(Ordering::Relaxed),
             })
         });
+        let may_guess = self.may_guess(id);
         let Some(set) = self.sets.get_mut(id) else {
             return;
         };
         let look = set.look(usage, selected);
+        let guess = set.guess(now_ms, may_guess && usage.is_busy && selected.is_none());
         if let (true, Some(selected)) = (look.is_dead, selected) {
             self.on_dead(now, id, &handle, selected.endpoint);
         } else if selected.is_none() {
@@ -231,8 +239,14 @@ impl Engine {
         for endpoint in look.probe {
             self.ping_path(id, endpoint);
         }
+        if usage.is_busy {
+            self.look_mtu(id);
+        }
         if look.call {
             self.call(now, id);
+        }
+        if let Some(step) = guess {
+            self.guess(now, id, step);
         }
     }
 
@@ -242,15 +256,19 @@ impl Engine {
         let Some(set) = self.sets.get_mut(id) else {
             return;
         };
+        let other = set
+            .choose(now_ms, Some(endpoint))
+            .filter(|other| *other != endpoint);
         set.on_death(endpoint, now_ms);
-        let other = set.choose(now_ms, None);
+        let any = set.choose(now_ms, None);
         self.stun.doubt(now);
-        let Some(dst) = other.or_else(|| self.relay_path(now, id)) else {
+        let Some(dst) = other.or_else(|| self.relay_path(now, id)).or(any) else {
             return;
         };
         tracing::debug!(peer = %id, path = ?endpoint, "path fell silent");
         handle.select(dst, now_ms);
         self.tell_path(id);
+        self.resend(id);
     }
 
     /// A relayed peer is sent to where it listens.
@@ -361,16 +379,21 @@ impl Engine {
     }
 
     fn ping_path(&mut self, id: &NodeId, to: Destination) {
+        self.send_ping(id, to, None);
+    }
+
+    /// Sends a ping as short as can be, or as long as the datagram of an overlay packet.
+    pub(super) fn send_ping(&mut self, id: &NodeId, to: Destination, length: Option<u16>) {
         let mut ping = [0; 12];
         ping.copy_from_slice(&self.seed.block()[..12]);
         let now_ms = self.plane.shared.now_ms();
         let Some(set) = self.sets.get_mut(id) else {
             return;
         };
-        set.on_ping_sent(ping, to, now_ms);
+        set.on_ping_sent(ping, to, now_ms, length);
         let message = Message::Ping {
             id: ping,
-            datagram_len: PONG_LEN,
+            datagram_len: length.map_or(PONG_LEN, |length| length.saturating_add(DATA_OVERHEAD)),
         };
         self.send_disco(id, to, &message);
     }
@@ -442,7 +465,7 @@ impl Engine {
         own
     }
 
-    fn send_disco(&mut self, id: &NodeId, dst: Destination, message: &Message) {
+    pub(super) fn send_disco(&mut self, id: &NodeId, dst: Destination, message: &Message) {
         let mut nonce = [0; NONCE_LEN];
         nonce.copy_from_slice(&self.seed.block()[..NONCE_LEN]);
         if let Some(seal) = self.seal_of(id) {

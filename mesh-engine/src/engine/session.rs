@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_proto::id::NodeId;
 
 use super::Engine;
-use crate::config::{DEAD_AFTER, OLD_AFTER, OLD_EVERY, SURE_FOR};
+use crate::config::{DEAD_AFTER, DOUBT_FOR, OLD_AFTER, OLD_EVERY, RESEND_EVERY, SURE_FOR};
 use crate::event::{Destination, Event, Sealed};
 use crate::noise::{HANDSHAKE_LEN_MAX, Proof, Read};
 use crate::path::{canonical, source_addr};
@@ -338,7 +338,7 @@ impl Engine {
         let is_idle =
             |control: &Control| !control.state().is_up() && control.state().retry_at().is_none();
         let knows = |control: &Control| match from {
-            Destination::Udp(from) => {
+            Destination::Udp(from) | Destination::Spare { endpoint: from, .. } => {
                 let mut endpoints = control.last_direct.iter().chain(&control.endpoints);
                 endpoints.any(|endpoint| canonical(*endpoint) == from)
             }
@@ -358,11 +358,11 @@ impl Engine {
     pub(super) fn on_moved(&mut self, now: Instant, peer: &PeerHandle, from: Destination) {
         let id = peer.node();
         match from {
-            Destination::Udp(_) if peer.is_guided() => {
+            Destination::Udp(_) | Destination::Spare { .. } if peer.is_guided() => {
                 self.on_seen(now, &id, from);
             }
             Destination::Relay { relay, .. } => self.on_relay_heard(now, &id, relay),
-            Destination::Udp(_) => {}
+            Destination::Udp(_) | Destination::Spare { .. } => {}
         }
         self.attend(now, &id);
     }
@@ -383,6 +383,7 @@ impl Engine {
                 self.out.events.push_back(Event::PeerUp { node: *id });
             }
             self.flush(&handle);
+            self.resend(id);
             self.tell_path(id);
         } else if has_queued {
             self.renew_session(now, id);
@@ -417,6 +418,46 @@ impl Engine {
                 (Sealed::Queued, _) => return,
                 (Sealed::Datagram(_) | Sealed::Dropped(_), _) => {}
             }
+        }
+    }
+
+    /// Sends again what TCP sent into silence, once the path in use is seen to work.
+    pub(super) fn resend(&mut self, id: &NodeId) {
+        let Some(control) = self.peers.get(id) else {
+            return;
+        };
+        let handle = control.handle.clone();
+        let Some(path) = handle.path().filter(|_| handle.slot().has_stashed()) else {
+            return;
+        };
+        let now_ms = self.plane.shared.now_ms();
+        let proven_ms = self.sets.get(id).map_or(0, |set| set.proven_ms(&path.dst));
+        let alive_ms = path.heard_ms.load(Ordering::Relaxed).max(proven_ms);
+        let is_past = |since_ms: u64, span: Duration| {
+            u128::from(now_ms.saturating_sub(since_ms)) >= span.as_millis()
+        };
+        let was_just_done = control
+            .resent
+            .is_some_and(|(at_ms, dst)| dst == path.dst && !is_past(at_ms, RESEND_EVERY));
+        if is_past(alive_ms, DOUBT_FOR) || was_just_done {
+            return;
+        }
+        let Some(stash) = handle.slot().take_stash() else {
+            return;
+        };
+        tracing::debug!(peer = %id, path = ?path.dst, "sending again what may have been lost");
+        // While nothing is heard, sealing keeps them anew.
+        let mut sealer = handle.seal();
+        for packet in stash.iter() {
+            let mut datagram = vec![0; (packet.len() + SEAL_OVERHEAD).max(SEAL_BUFFER_MIN)];
+            if let Sealed::Datagram(len) = sealer.seal(packet, &mut datagram) {
+                self.out.transmit(path.dst, &datagram[..len]);
+            }
+        }
+        // Should the session be gone by now, they wait for another, and the next packet asks for it.
+        drop(sealer.finish());
+        if let Some(control) = self.peers.get_mut(id) {
+            control.resent = Some((now_ms, path.dst));
         }
     }
 
@@ -469,12 +510,12 @@ impl Engine {
                 set.doubt(now_ms);
                 self.look(now, &id);
             }
-            let is_up = self
-                .peers
-                .get(&id)
-                .is_some_and(|control| control.state().is_up());
-            if is_up {
-                self.renew_session(now, &id);
+            let state = self.peers.get(&id).map(|control| *control.state());
+            match state {
+                // Its next try may be seconds away, and the last ones went into the void.
+                Some(state) if state.retry_at().is_some() => self.initiate(now, &id),
+                Some(state) if state.is_up() => self.renew_session(now, &id),
+                Some(_) | None => {}
             }
         }
     }

@@ -140,6 +140,7 @@ fn engine(now: Instant, own: u8, other: u8) -> Engine {
         node_id: id(own),
         disco_key: DiscoPrivateKey::from_bytes([7; 32]),
         seed: [own; 32],
+        stamps_from_ns: 1_800_000_000_000_000_000,
     };
     let mut engine = Engine::new(now, config);
     let netmap = Arc::new(netmap(own, other));

@@ -34,6 +34,7 @@ impl Engine {
             });
         }
         self.stun.set_active(has_internet_path);
+        self.tell_spares(now);
     }
 
     fn tick_peer(&mut self, now: Instant, id: &NodeId, is_late: bool) {

@@ -1,20 +1,23 @@
-//! Keeps a port mapping at the gateway: PCP first, NAT-PMP where that is not spoken.
+//! Keeps a port mapping at the gateway: PCP first, NAT-PMP where that is not spoken, then UPnP.
 //!
 //! ```text
-//!   Off ──gateway──► Asking(PCP) ──other version, no answer──► Asking(PMP) ──no answer──► Given up
-//!                        │ answer                                  │ answer        (tried again later)
-//!                        └────────────────► Mapped ◄───────────────┘
+//!   Off ──gateway──► Asking(PCP) ──no──► Asking(PMP) ──no──► Asking(UPnP) ──no──► Given up
+//!                        │ answer            │ answer             │ done      (tried again later)
+//!                        └───────────────► Mapped ◄───────────────┘
 //!                                          │ half its life, or the gateway lost its memory
 //!                                          └──► Asking
 //! ```
+//!
+//! UPnP is HTTP, which the daemon speaks: it is given an order and tells what became of it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::config::{
     MAP_LIFETIME_S, MAP_LIFETIMES_S, MAP_RENEW_MIN, MAP_RETRY, MAP_RETRY_LATER, N_MAP_TRIES,
+    UPNP_WITHIN,
 };
-use crate::event::{Destination, Transmit};
+use crate::event::{Destination, Transmit, UpnpOrder};
 use crate::nat::wire::{self, Answer, GATEWAY_PORT, Nonce};
 use crate::seed::Seed;
 
@@ -31,6 +34,7 @@ pub(crate) struct Gateway {
 enum Protocol {
     Pcp,
     Pmp,
+    Upnp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +67,8 @@ pub(crate) struct PortMap {
     epoch: Option<(u32, Instant)>,
     /// When a lost memory last made this node ask anew.
     renewed_at: Option<Instant>,
+    /// For the daemon.
+    order: Option<UpnpOrder>,
 }
 
 impl Default for PortMap {
@@ -75,6 +81,7 @@ impl Default for PortMap {
             pmp_ip: None,
             epoch: None,
             renewed_at: None,
+            order: None,
         }
     }
 }
@@ -93,6 +100,7 @@ impl PortMap {
         let farewell = self.farewell();
         *self = Self {
             gateway,
+            order: self.order,
             ..Self::default()
         };
         self.nonce.copy_from_slice(&seed.block()[..12]);
@@ -126,6 +134,10 @@ impl PortMap {
                 protocol: Protocol::Pmp,
                 ..
             } => Some("NAT-PMP"),
+            State::Mapped {
+                protocol: Protocol::Upnp,
+                ..
+            } => Some("UPnP"),
             State::Off | State::Asking { .. } | State::GivenUp { .. } => None,
         }
     }
@@ -167,27 +179,71 @@ impl PortMap {
         else {
             return Vec::new();
         };
-        if n_tries >= N_MAP_TRIES {
-            match protocol {
-                Protocol::Pcp => self.ask(now, Protocol::Pmp),
-                Protocol::Pmp => {
-                    self.outer = None;
-                    self.state = State::GivenUp {
-                        again_at: now + MAP_RETRY_LATER,
-                    };
-                }
-            }
+        let (n_tries_max, pause) = match protocol {
+            Protocol::Pcp | Protocol::Pmp => (N_MAP_TRIES, MAP_RETRY * (1 << n_tries)),
+            Protocol::Upnp => (1, UPNP_WITHIN),
+        };
+        if n_tries >= n_tries_max {
+            self.ask_otherwise(now, protocol);
             return Vec::new();
         }
         self.state = State::Asking {
             protocol,
             n_tries: n_tries + 1,
-            at: now + MAP_RETRY * (1 << n_tries),
+            at: now + pause,
         };
         self.requests(&gateway, protocol, MAP_LIFETIME_S)
     }
 
-    fn requests(&self, gateway: &Gateway, protocol: Protocol, lifetime_s: u32) -> Vec<Transmit> {
+    /// The gateway does not do it by this protocol.
+    fn ask_otherwise(&mut self, now: Instant, protocol: Protocol) {
+        match protocol {
+            Protocol::Pcp => self.ask(now, Protocol::Pmp),
+            Protocol::Pmp => self.ask(now, Protocol::Upnp),
+            Protocol::Upnp => self.give_up(now),
+        }
+    }
+
+    /// What the daemon is to do at the gateway by UPnP.
+    pub(crate) const fn take_order(&mut self) -> Option<UpnpOrder> {
+        self.order.take()
+    }
+
+    /// Takes what became of an order: where the gateway forwards from, and for how many seconds. `true` when the mapping
+    /// changed.
+    pub(crate) fn handle_upnp(
+        &mut self,
+        now: Instant,
+        order: &UpnpOrder,
+        mapped: Option<(SocketAddr, u32)>,
+    ) -> bool {
+        let State::Asking {
+            protocol: Protocol::Upnp,
+            ..
+        } = self.state
+        else {
+            return false;
+        };
+        let asked = self
+            .gateway
+            .and_then(|gateway| order_to(&gateway, MAP_LIFETIME_S));
+        if asked.as_ref() != Some(order) {
+            return false;
+        }
+        let before = self.outer;
+        match mapped {
+            Some((outer, lifetime_s)) => self.on_mapped(now, Protocol::Upnp, outer, lifetime_s),
+            None => self.give_up(now),
+        }
+        self.outer != before
+    }
+
+    fn requests(
+        &mut self,
+        gateway: &Gateway,
+        protocol: Protocol,
+        lifetime_s: u32,
+    ) -> Vec<Transmit> {
         let bytes = match protocol {
             Protocol::Pcp => vec![wire::pcp_map(
                 gateway.client,
@@ -196,17 +252,28 @@ impl PortMap {
                 lifetime_s,
             )],
             Protocol::Pmp => vec![wire::pmp_address(), wire::pmp_map(gateway.port, lifetime_s)],
+            Protocol::Upnp => {
+                self.order = order_to(gateway, lifetime_s);
+                Vec::new()
+            }
         };
         let dst = Destination::Udp(SocketAddr::new(gateway.ip, GATEWAY_PORT));
         let transmits = bytes.into_iter();
         transmits.map(|bytes| Transmit { dst, bytes }).collect()
     }
 
-    fn farewell(&self) -> Option<Transmit> {
-        let State::Mapped { protocol, .. } = self.state else {
-            return None;
+    fn farewell(&mut self) -> Option<Transmit> {
+        let protocol = match self.state {
+            State::Mapped { protocol, .. } => protocol,
+            // What was ordered may be done by now.
+            State::Asking {
+                protocol: Protocol::Upnp,
+                ..
+            } => Protocol::Upnp,
+            State::Off | State::Asking { .. } | State::GivenUp { .. } => return None,
         };
-        self.requests(self.gateway.as_ref()?, protocol, 0).pop()
+        let gateway = self.gateway?;
+        self.requests(&gateway, protocol, 0).pop()
     }
 
     /// Takes a datagram; `true` when it was the gateway's and the mapping changed.
@@ -267,19 +334,19 @@ impl PortMap {
                     self.on_mapped(now, Protocol::Pmp, outer, lifetime_s);
                 }
             }
-            Answer::OtherVersion => match asking {
-                Some(Protocol::Pcp) => self.ask(now, Protocol::Pmp),
-                Some(Protocol::Pmp) => self.give_up(now),
-                None => {}
-            },
+            Answer::OtherVersion => self.on_refused(now, asking),
             Answer::Refused(code) => {
                 tracing::debug!(code, "the gateway maps no port");
-                match asking {
-                    Some(Protocol::Pcp) => self.ask(now, Protocol::Pmp),
-                    Some(Protocol::Pmp) => self.give_up(now),
-                    None => {}
-                }
+                self.on_refused(now, asking);
             }
+        }
+    }
+
+    fn on_refused(&mut self, now: Instant, asking: Option<Protocol>) {
+        match asking {
+            Some(protocol @ (Protocol::Pcp | Protocol::Pmp)) => self.ask_otherwise(now, protocol),
+            // These were no answers to that.
+            Some(Protocol::Upnp) | None => {}
         }
     }
 
@@ -317,6 +384,19 @@ impl PortMap {
             self.renewed_at = Some(now);
             self.ask(now, protocol);
         }
+    }
+}
+
+/// UPnP maps IPv4 alone.
+const fn order_to(gateway: &Gateway, lifetime_s: u32) -> Option<UpnpOrder> {
+    match (gateway.ip, gateway.client) {
+        (IpAddr::V4(ip), IpAddr::V4(client)) => Some(UpnpOrder {
+            gateway: ip,
+            client,
+            port: gateway.port,
+            lifetime_s,
+        }),
+        (IpAddr::V4(_) | IpAddr::V6(_), _) => None,
     }
 }
 

@@ -9,7 +9,7 @@ use mesh_proto::id::NodeId;
 
 use super::index::Indices;
 use super::*;
-use crate::config::{REPLAY_WINDOW, RETRY_AFTER, RETRY_JITTER_MS};
+use crate::config::{PAD_UP_TO, REPLAY_WINDOW, RETRY_AFTER, RETRY_JITTER_MS};
 use crate::filter::Rules;
 use crate::peer::{self, PeerHandle};
 use crate::plane::Shared;
@@ -17,11 +17,15 @@ use crate::seed::Seed;
 
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
+fn identity(key: &NodePrivateKey) -> Identity {
+    Identity::new(key, Stamps::new(1_800_000_000_000_000_000))
+}
+
 fn pair() -> [Box<dyn Session>; 2] {
     let [a, b] = [1, 2].map(|n| NodePrivateKey::from_bytes([n; 32]));
     let mut sessions = [
-        NoiseSession::boxed(&Identity::new(&a), &b.public(), 7),
-        NoiseSession::boxed(&Identity::new(&b), &a.public(), 9),
+        NoiseSession::boxed(&identity(&a), &b.public(), 7),
+        NoiseSession::boxed(&identity(&b), &a.public(), 9),
     ];
     let [first, second] = &mut sessions;
     let (mut there, mut back) = ([0; 148], [0; 148]);
@@ -47,15 +51,15 @@ fn ip_packet(len: usize) -> Vec<u8> {
 fn packets_are_padded_to_16_and_come_out_as_they_went_in() {
     let [mut first, mut second] = pair();
     let (mut sealed, mut opened) = ([0; 3000], [0; 3000]);
-    for len in (20..200).chain([1279, 1280, 1281, 2000]) {
+    for len in (20..200).chain([1279, 1280, 1281, 1439, 1440, 1441, 2000]) {
         let packet = ip_packet(len);
         let sealed_len = first.seal(&packet, &mut sealed).unwrap();
-        let padded_len = if len <= 1280 {
+        let padded_len = if len <= PAD_UP_TO {
             len.next_multiple_of(16)
         } else {
             len
         };
-        assert_eq!(sealed_len, padded_len + DATA_OVERHEAD);
+        assert_eq!(sealed_len, padded_len + DATA_OVERHEAD_LEN);
         assert!(sealed_len <= len + crate::SEAL_OVERHEAD);
         let read = second.open(FROM, &sealed[..sealed_len], &mut opened);
         assert_eq!(read, Read::Packet(len));
@@ -177,6 +181,41 @@ fn an_old_initiation_is_told_from_a_forged_one() {
 }
 
 #[test]
+fn initiations_go_on_from_the_mark_of_an_earlier_run_and_stay_with_a_new_key() {
+    let [a, b, c] = [1, 2, 3].map(|n| NodePrivateKey::from_bytes([n; 32]));
+    let (mut there, mut back) = ([0; 148], [0; 148]);
+    // A peer that never begins a handshake itself, and remembers all the time.
+    let mut peer = NoiseSession::boxed(&identity(&b), &a.public(), 9);
+    let far_ns = 4_000_000_000_000_000_000;
+    for (from_ns, is_newer) in [
+        (far_ns, true),
+        (5, false),
+        (far_ns, false),
+        (far_ns + 1, true),
+    ] {
+        let own = Identity::new(&a, Stamps::new(from_ns));
+        let len = NoiseSession::boxed(&own, &b.public(), 7).initiate(&mut there);
+        let read = peer.open(FROM, &there[..len.unwrap()], &mut back);
+        assert_eq!(
+            matches!(read, Read::Reply(_)),
+            is_newer,
+            "{from_ns}: {read:?}"
+        );
+        assert_eq!(read == Read::Old, !is_newer, "{from_ns}: {read:?}");
+    }
+    let own = Identity::new(&a, Stamps::new(7));
+    let mut other = NoiseSession::boxed(&identity(&c), &a.public(), 9);
+    for _ in 0..3 {
+        let mut session = NoiseSession::boxed(&own.with_key(&a), &c.public(), 7);
+        let len = session.initiate(&mut there).unwrap();
+        assert!(matches!(
+            other.open(FROM, &there[..len], &mut back),
+            Read::Reply(_)
+        ));
+    }
+}
+
+#[test]
 fn retries_are_ours_and_not_of_tunn() {
     // `Tunn` begins anew after 5 s without jitter; the last of our delays must always come before.
     let last = RETRY_AFTER[RETRY_AFTER.len() - 1] + Duration::from_millis(RETRY_JITTER_MS);
@@ -185,7 +224,7 @@ fn retries_are_ours_and_not_of_tunn() {
 
 #[test]
 fn only_who_knows_the_key_is_listened_to() {
-    let [a, b, c] = [1, 2, 3].map(|n| Identity::new(&NodePrivateKey::from_bytes([n; 32])));
+    let [a, b, c] = [1, 2, 3].map(|n| identity(&NodePrivateKey::from_bytes([n; 32])));
     let to_b = NodePrivateKey::from_bytes([2; 32]).public();
     let mut initiation = [0; 148];
     NoiseSession::boxed(&a, &to_b, 1).initiate(&mut initiation);
@@ -202,8 +241,8 @@ fn only_who_knows_the_key_is_listened_to() {
 fn an_address_is_proven_by_the_cookie_that_was_sent_to_it() {
     let [a, b] = [1, 2].map(|n| NodePrivateKey::from_bytes([n; 32]));
     let (own, mut session) = (
-        Identity::new(&b),
-        NoiseSession::boxed(&Identity::new(&a), &b.public(), 1),
+        identity(&b),
+        NoiseSession::boxed(&identity(&a), &b.public(), 1),
     );
     let from: SocketAddr = "192.0.2.1:5".parse().unwrap();
     let (mut initiation, mut cookie) = ([0; 148], [0; 64]);

@@ -5,15 +5,19 @@
 //! the plane's clock.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mesh_proto::disco::PingId;
+use mesh_proto::disco::{Mapping, PingId};
 
 use crate::config::{
-    CALL_EVERY, DEAD_AFTER, DEATHS_FOR, DOUBT_FOR, FRESH_FOR, N_ENDPOINTS_MAX, N_PROBED_MAX,
-    N_PROBES_MAX, PROBE_FOR, PROBE_ROUNDS, REPROBE_EVERY, REVIVE_EVERY, REVIVE_FOR,
+    CALL_EVERY, DEAD_AFTER, DEATHS_FOR, DOUBT_FOR, FRESH_FOR, GUESS_AFTER_ROUNDS, N_ENDPOINTS_MAX,
+    N_GUESSED_MAX, N_PROBED_MAX, N_PROBES_MAX, PROBE_FOR, PROBE_ROUNDS, REPROBE_EVERY,
+    REVIVE_EVERY, REVIVE_FOR,
 };
 use crate::event::Destination;
+use crate::path::guess::Guess;
+use crate::path::mtu::{Fare, PathMtu};
 use crate::path::select::{Measured, select};
 
 /// Where a candidate came from, best trusted first: the worst is thrown out when there are too many.
@@ -41,6 +45,7 @@ struct Candidate {
     died_ms: u64,
     /// Answers in a row since then.
     n_answers: u32,
+    mtu: PathMtu,
 }
 
 /// A probe under way.
@@ -48,6 +53,8 @@ struct Candidate {
 struct Probe {
     to: Destination,
     at_ms: u64,
+    /// The length of overlay packet that it stands for; `None` for the shortest ping.
+    length: Option<u16>,
 }
 
 /// The paths.
@@ -63,6 +70,9 @@ pub(crate) struct PathSet {
     doubt_ms: Option<u64>,
     /// When the peer was last asked to ping this node.
     pub(crate) called_ms: u64,
+    /// How the peer's NAT maps, as it says.
+    pub(crate) mapping: Mapping,
+    guess: Guess,
 }
 
 /// What a look at the clock comes to.
@@ -88,8 +98,19 @@ pub(crate) struct Watched {
 pub(crate) struct Use {
     pub(crate) now_ms: u64,
     pub(crate) last_data_tx_ms: u64,
+    /// When data came by any path.
+    pub(crate) last_data_rx_ms: u64,
     /// Whether packets were sent or received lately, or a handshake is under way.
     pub(crate) is_busy: bool,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a smoothed time of at most seconds, above zero"
+)]
+const fn whole_ms(ms: f64) -> u64 {
+    ms as u64
 }
 
 const fn ms(span: Duration) -> u64 {
@@ -107,7 +128,37 @@ impl PathSet {
             pinged_all_ms: 0,
             doubt_ms: None,
             called_ms: 0,
+            mapping: Mapping::Unknown,
+            guess: Guess::new(),
         }
+    }
+
+    /// The number of this step of an attempt to guess ports, if one is under way or begins: when there is no direct path
+    /// and rounds of probes have found none.
+    pub(crate) fn guess(&mut self, now_ms: u64, is_wanted: bool) -> Option<u32> {
+        let is_tried = self.n_rounds >= GUESS_AFTER_ROUNDS || self.is_guessing();
+        self.guess.step(now_ms, is_wanted && is_tried)
+    }
+
+    /// Whether an attempt is under way.
+    pub(crate) const fn is_guessing(&self) -> bool {
+        self.guess.is_under_way()
+    }
+
+    /// Where in the internet the peer says that it is seen.
+    pub(crate) fn public_endpoints(&self) -> Vec<SocketAddr> {
+        let told = self
+            .candidates
+            .iter()
+            .filter(|(_, candidate)| candidate.origin == Origin::Told && !candidate.is_lan);
+        let endpoints = told.filter_map(|(way, _)| way.endpoint());
+        endpoints
+            .filter(|endpoint| match endpoint.ip() {
+                IpAddr::V4(ip) => !ip.is_private() && !ip.is_loopback() && !ip.is_link_local(),
+                IpAddr::V6(_) => false,
+            })
+            .take(N_GUESSED_MAX)
+            .collect()
     }
 
     /// Takes endpoints of the peer's own telling; `true` when some are new.
@@ -157,6 +208,7 @@ impl PathSet {
                 n_deaths: 0,
                 died_ms: 0,
                 n_answers: 0,
+                mtu: PathMtu::default(),
             },
         );
         true
@@ -175,6 +227,13 @@ impl PathSet {
     pub(crate) fn is_proven(&self, way: &Destination) -> bool {
         let candidate = self.candidates.get(way);
         candidate.is_some_and(|candidate| candidate.proven_ms != 0)
+    }
+
+    /// When a way was last seen to work; 0 for never.
+    pub(crate) fn proven_ms(&self, way: &Destination) -> u64 {
+        self.candidates
+            .get(way)
+            .map_or(0, |candidate| candidate.proven_ms)
     }
 
     /// Probes everything anew from the next look on.
@@ -211,18 +270,26 @@ impl PathSet {
             candidate.proven_ms = 0;
             candidate.n_deaths = 0;
             candidate.n_answers = 0;
+            candidate.mtu = PathMtu::default();
         }
         self.probes.clear();
         self.explore(now_ms);
     }
 
-    /// Notes that a ping goes out.
-    pub(crate) fn on_ping_sent(&mut self, id: PingId, to: Destination, now_ms: u64) {
+    /// Notes that a ping goes out, one that is as long as an overlay packet of `length` would be.
+    pub(crate) fn on_ping_sent(
+        &mut self,
+        id: PingId,
+        to: Destination,
+        now_ms: u64,
+        length: Option<u16>,
+    ) {
         while self.probes.len() >= N_PROBES_MAX {
             self.probes.pop_first();
         }
-        self.probes.insert(id, Probe { to, at_ms: now_ms });
-        if let Some(candidate) = self.candidates.get_mut(&to) {
+        let at_ms = now_ms;
+        self.probes.insert(id, Probe { to, at_ms, length });
+        if let (Some(candidate), None) = (self.candidates.get_mut(&to), length) {
             candidate.pinged_ms = now_ms;
         }
     }
@@ -246,7 +313,10 @@ impl PathSet {
             Some(rtt) => rtt * 0.75 + sample * 0.25,
             None => sample,
         });
-        candidate.loss *= 0.8;
+        match probe.length {
+            Some(length) => candidate.mtu.on_answer(length, now_ms),
+            None => candidate.loss *= 0.8,
+        }
         candidate.proven_ms = now_ms;
         candidate.n_answers = candidate.n_answers.saturating_add(1);
         true
@@ -278,10 +348,27 @@ impl PathSet {
             let Some(probe) = self.probes.remove(&id) else {
                 continue;
             };
-            if let Some(candidate) = self.candidates.get_mut(&probe.to) {
+            // A long one may be lost for its length.
+            if let (Some(candidate), None) = (self.candidates.get_mut(&probe.to), probe.length) {
                 candidate.loss = candidate.loss * 0.8 + 0.2;
             }
         }
+    }
+
+    /// Looks after the MTU of a path in use: the lengths to ask for now.
+    pub(crate) fn look_mtu(&mut self, path: &Destination, mut fare: Fare) -> Vec<u16> {
+        let Some(candidate) = self.candidates.get_mut(path) else {
+            return Vec::new();
+        };
+        fare.heard_ms = fare.heard_ms.max(candidate.proven_ms);
+        fare.rtt_ms = candidate.rtt_ms.map_or(0, whole_ms);
+        candidate.mtu.look(&fare)
+    }
+
+    /// The longest packet that a path takes, and whether that is settled.
+    pub(crate) fn mtu(&self, path: &Destination) -> Option<(u16, bool)> {
+        let candidate = self.candidates.get(path)?;
+        Some((candidate.mtu.confirmed(), candidate.mtu.is_settled()))
     }
 
     /// Looks after the path in use.
@@ -310,16 +397,20 @@ impl PathSet {
         };
         let doubted_ms = now_ms.saturating_sub(since_ms);
         // An answer may still be on its way over a slow path.
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a smoothed time of at most seconds, above zero"
-        )]
-        let patience_ms = ms(DEAD_AFTER) + (rtt_ms * 2.0).min(1000.0) as u64;
+        // Data that comes by another way tells that the peer has left this one.
+        let is_left = usage.last_data_rx_ms > heard_ms.max(since_ms);
+        let silence = if is_left { DOUBT_FOR } else { DEAD_AFTER };
+        let patience_ms = ms(silence) + whole_ms((rtt_ms * 2.0).min(1000.0));
         if doubted_ms >= patience_ms {
             look.is_dead = true;
         }
         look.probe.push(selected.endpoint);
+        // What killed this one may have killed them all: those that answer now are the ones to turn to.
+        let others = self.candidates.iter().filter(|(endpoint, candidate)| {
+            **endpoint != selected.endpoint && candidate.is_usable(now_ms)
+        });
+        look.probe
+            .extend(others.map(|(endpoint, _)| *endpoint).take(N_PROBED_MAX));
     }
 
     /// Asks paths that worked before whether they work again.
@@ -384,30 +475,28 @@ impl PathSet {
         self.explore(now_ms);
     }
 
-    /// The path to use; `None` when none is proven. A path in doubt gives way to any that is proven.
+    /// The path to use; `None` when none is proven. A path in doubt gives way to any that was proven since.
     pub(crate) fn choose(&self, now_ms: u64, selected: Option<Destination>) -> Option<Destination> {
-        let measured = |endpoint: &Destination, candidate: &Candidate| Measured {
-            endpoint: *endpoint,
-            is_lan: candidate.is_lan,
-            rtt: Duration::from_secs_f64(candidate.rtt_ms.unwrap_or(1000.0).max(0.0) / 1000.0),
-            loss: candidate.loss,
-        };
         let doubted_ms = self
             .doubt_ms
             .map_or(0, |since| now_ms.saturating_sub(since));
         let known = selected.and_then(|endpoint| self.candidates.get_key_value(&endpoint));
         let current = known
             .filter(|_| doubted_ms < ms(DOUBT_FOR))
-            .map(|(endpoint, candidate)| (candidate.rtt_ms, measured(endpoint, candidate)));
+            .map(|(endpoint, candidate)| (candidate.rtt_ms, candidate.measured(endpoint)));
         if let Some((None, current)) = current {
             // It works, and how well is not known yet.
             return Some(current.endpoint);
         }
         let current = current.map(|(_, current)| current);
+        // What brought the selected one into doubt may have killed others, too.
+        let since_ms = self.doubt_ms.filter(|_| current.is_none()).unwrap_or(0);
         let fresh = self.candidates.iter().filter(|(endpoint, candidate)| {
-            Some(**endpoint) != selected && candidate.is_usable(now_ms)
+            Some(**endpoint) != selected
+                && candidate.is_usable(now_ms)
+                && candidate.proven_ms >= since_ms
         });
-        let others = fresh.map(|(endpoint, candidate)| measured(endpoint, candidate));
+        let others = fresh.map(|(endpoint, candidate)| candidate.measured(endpoint));
         select(current.as_ref(), others).or(selected)
     }
 
@@ -428,6 +517,15 @@ impl PathSet {
 }
 
 impl Candidate {
+    fn measured(&self, endpoint: &Destination) -> Measured {
+        Measured {
+            endpoint: *endpoint,
+            is_lan: self.is_lan,
+            rtt: Duration::from_secs_f64(self.rtt_ms.unwrap_or(1000.0).max(0.0) / 1000.0),
+            loss: self.loss,
+        }
+    }
+
     fn is_fresh(&self, now_ms: u64) -> bool {
         self.proven_ms != 0 && now_ms.saturating_sub(self.proven_ms) < ms(FRESH_FOR)
     }

@@ -18,6 +18,8 @@ pub struct Sealer<'a> {
     peer: &'a PeerHandle,
     slot: MutexGuard<'a, Slot>,
     is_ready: bool,
+    /// Whether the peer is not heard, so that TCP packets are kept.
+    is_silent: bool,
     now_ms: u64,
     n_sealed: u64,
     sealed_len: usize,
@@ -33,6 +35,7 @@ impl<'a> Sealer<'a> {
             peer,
             slot,
             is_ready,
+            is_silent: peer.traffic().is_silent(now_ms),
             now_ms,
             n_sealed: 0,
             sealed_len: 0,
@@ -80,6 +83,9 @@ impl<'a> Sealer<'a> {
         }
         if self.slot.is_worn() {
             self.want_session();
+        }
+        if self.is_silent {
+            self.slot.keep(packet);
         }
         self.n_sealed += 1;
         self.sealed_len += packet.len();
@@ -142,6 +148,18 @@ impl<'a> Opener<'a> {
     /// Opens one datagram into `out`, which must be as long as the datagram.
     pub fn open(&mut self, from: SocketAddr, datagram: &[u8], out: &mut [u8]) -> Opened {
         self.open_from(Destination::Udp(canonical(from)), datagram, out)
+    }
+
+    /// The same for a datagram that came to a spare socket.
+    pub fn open_spare(
+        &mut self,
+        socket: u16,
+        from: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Opened {
+        let endpoint = canonical(from);
+        self.open_from(Destination::Spare { socket, endpoint }, datagram, out)
     }
 
     /// The same for a datagram that came by a relay.
@@ -211,6 +229,9 @@ impl<'a> Opener<'a> {
         if self.heard.is_some() {
             let traffic = self.peer.traffic();
             traffic.note_received(self.now_ms, self.opened_len);
+            if self.slot.has_stashed() && self.event.is_none() {
+                return Some(PlaneEvent::SessionReady(self.peer.clone()));
+            }
         }
         self.event
     }

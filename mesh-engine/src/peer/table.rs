@@ -33,6 +33,8 @@ pub(crate) struct Control {
     pub(crate) relay_heard: Option<(RelayId, Instant)>,
     /// Where it was when the last session ended.
     pub(crate) last_direct: Option<SocketAddr>,
+    /// When and where TCP's last packets were last sent again.
+    pub(crate) resent: Option<(u64, Destination)>,
     /// Pings answered in a stretch of time.
     pub(crate) pings_answered: (u64, u32),
     /// Set while there is a session.
@@ -66,6 +68,7 @@ impl Control {
             home_relay: None,
             relay_heard: None,
             last_direct: None,
+            resent: None,
             pings_answered: (0, 0),
             live: None,
             state: State::Idle,

@@ -7,9 +7,10 @@ use std::time::Instant;
 use arc_swap::Guard;
 
 use super::{Local, Plane, seconds};
-use crate::event::{Admit, DropReason, PlaneEvent};
+use crate::event::{Admit, ChecksumState, DropReason, PlaneEvent};
 use crate::filter::{self, Rules};
-use crate::packet::{Headers, Upper};
+use crate::fit;
+use crate::packet::{Headers, TCP, UDP, Upper};
 use crate::peer::PeerHandle;
 
 /// What one peer may send, as of the batch at hand.
@@ -84,6 +85,12 @@ impl<'a> Admitter<'a> {
             return Err(DropReason::Filtered);
         }
         local.services.unmask(packet, &headers)?;
+        if fit::is_syn(packet, &headers)
+            && let Some(mtu) = self.peer.settled_mtu()
+        {
+            // What this machine may send back; the peer sees to its own direction.
+            fit::clamp_mss(packet, &headers, mtu, ChecksumState::Complete);
+        }
         self.last = key.map(|key| (key, headers));
         Ok(Admit::Deliver)
     }
@@ -106,10 +113,14 @@ struct FlowKey {
 
 /// The shortest TCP header; nothing shorter is taken for whole.
 const UPPER_MIN: usize = 20;
+/// Where TCP has its flags.
+const FLAGS_AT: usize = 13;
+const SYN: u8 = 0x02;
 
 impl FlowKey {
     fn of(packet: &[u8]) -> Option<Self> {
         let mut rest = [0; 36];
+        let flags;
         let (protocol, from) = match *packet.first()? {
             0x45 => {
                 let header: &[u8; 20 + UPPER_MIN] = packet.first_chunk()?;
@@ -118,16 +129,24 @@ impl FlowKey {
                     return None;
                 }
                 rest[..12].copy_from_slice(&header[12..24]);
+                flags = header[20 + FLAGS_AT];
                 (header[9], 0x45)
             }
             byte if byte >> 4 == 6 => {
                 let header: &[u8; 40 + UPPER_MIN] = packet.first_chunk()?;
                 rest.copy_from_slice(&header[8..44]);
+                flags = header[40 + FLAGS_AT];
                 (header[6], 0x60)
             }
             _ => return None,
         };
-        matches!(protocol, crate::packet::TCP | crate::packet::UDP).then_some(Self {
+        // A SYN is looked at for more than its flow.
+        let is_plain = match protocol {
+            TCP => flags & SYN == 0,
+            UDP => true,
+            _ => false,
+        };
+        is_plain.then_some(Self {
             first: from,
             protocol,
             rest,

@@ -12,7 +12,7 @@ use crate::world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Half a century before the clock that boringtun reads.
+/// Half a century before the stamps of the engines.
 const PAST_S: u64 = 200_000_000;
 /// And as long after.
 const FUTURE_S: u64 = 3_400_000_000;

@@ -205,3 +205,45 @@ fn the_reflexive_address_is_asked_for_told_and_kept_fresh() {
     assert_eq!(answer(&mut world, "198.51.100.1:100"), 1);
     assert_eq!(reflexive(&world)[1..], [seen("198.51.100.1:100")]);
 }
+
+#[test]
+fn what_tcp_sent_into_an_outage_is_sent_again_when_it_ends() {
+    let mut world = World::new(2, 1);
+    one_user(&mut world);
+    world.tell_all();
+    let moved = at("203.0.113.77:4444");
+    let (lost, first) = (
+        world.nodes[1].endpoints[0],
+        world.tcp6(0, 1, (1, 2), b"first"),
+    );
+    world.send(0, &first);
+    world.run(SECOND);
+    assert_eq!(world.n_received(1), 1);
+    world.net.dead.insert(lost.ip());
+    // As TCP does: at once, and then ever later.
+    let datagram = world.udp(0, 1, (1, 2), b"gone is gone");
+    for pause_ms in [200, 400, 800, 1600] {
+        world.send(0, &first);
+        world.send(0, &datagram);
+        world.run(Duration::from_millis(pause_ms));
+    }
+    assert_eq!(world.n_received(1), 1, "it is not cut off");
+    world.nodes[1].endpoints = vec![moved];
+    world.control(1, Update::LocalEndpoints(vec![moved]));
+    world.control(1, Update::Rebind);
+    world.run(SECOND / 5);
+    let n_again = world.n_received(1) - 1;
+    assert!((1..=8).contains(&n_again), "{n_again} came again");
+    assert!(
+        world.nodes[1]
+            .received
+            .iter()
+            .all(|packet| *packet == first),
+        "something else than TCP came again"
+    );
+    world.send(1, &world.udp(1, 0, (2, 1), b"heard"));
+    world.run(SECOND);
+    let n_received = world.n_received(1);
+    world.run(5 * SECOND);
+    assert_eq!(world.n_received(1), n_received, "it comes for ever");
+}

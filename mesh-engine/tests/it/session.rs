@@ -239,6 +239,7 @@ fn a_ping_is_answered_through_the_tunnel() {
         token,
         rtt,
         path,
+        path_mtu: Some(1200),
     };
     assert!(
         world.has_event(0, |event| *event == pong),
@@ -257,6 +258,7 @@ fn a_ping_is_answered_through_the_tunnel() {
         token,
         rtt,
         path,
+        path_mtu: Some(1200),
     };
     assert!(world.has_event(0, |event| *event == pong));
     let a = world.nodes[0].id;

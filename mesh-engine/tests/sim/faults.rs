@@ -159,6 +159,34 @@ fn with_udp_blocked_the_relay_carries_all() {
 }
 
 #[test]
+fn what_a_path_takes_is_found_out_and_a_black_hole_is_left() {
+    let (mut lab, a, b) = connected();
+    let mtu = |lab: &Lab| {
+        let stats = lab.nodes[a].engine.peer_stats(lab.instant());
+        stats.iter().find_map(|stats| stats.path_mtu)
+    };
+    longest_gap(&mut lab, a, b, SECOND * 2, 1);
+    assert_eq!(mtu(&lab), Some(1440));
+    for (n, link_mtu, found) in [
+        (1, 1499, 1424),
+        (2, 1280, 1216),
+        (3, 1000, 768),
+        (4, 1320, 1248),
+    ] {
+        lab.link_mtu = link_mtu;
+        let gap = longest_gap(&mut lab, a, b, SECOND * 3, 10_000 * n);
+        // What is short passes all the time, and the path is not left.
+        assert!(gap <= TENTH * 2, "{link_mtu}: no traffic for {gap:?}");
+        assert!(lab.is_direct(a, b), "{link_mtu}");
+        let used = mtu(&lab).unwrap();
+        assert!(usize::from(used) + 60 <= link_mtu, "{used} of {link_mtu}");
+        // More is asked for within minutes.
+        longest_gap(&mut lab, a, b, SECOND * 300, 10_000 * n + 5000);
+        assert_eq!(mtu(&lab), Some(found), "of {link_mtu}");
+    }
+}
+
+#[test]
 fn ipv6_is_preferred_when_it_is_as_good() {
     let mut lab = Lab::new(3);
     lab.add_relay(DELAY);
@@ -212,6 +240,18 @@ fn a_restarted_peer_is_reached_again_at_once() {
 }
 
 #[test]
+fn a_restarted_peer_loses_nothing_that_is_sent_later() {
+    let (mut lab, a, b) = connected();
+    longest_gap(&mut lab, a, b, SECOND, 1);
+    lab.run(SECOND * 5);
+    lab.restart_node(b);
+    lab.run(SECOND);
+    lab.send(a, b, 77);
+    lab.run(TENTH);
+    assert!(lab.received_at(b, 77).is_some());
+}
+
+#[test]
 fn without_a_coordinator_restarted_nodes_find_each_other() {
     let (mut lab, a, b) = connected();
     lab.set_coordinator(false);
@@ -219,6 +259,20 @@ fn without_a_coordinator_restarted_nodes_find_each_other() {
     lab.restart_node(b);
     let gap = longest_gap(&mut lab, a, b, SECOND * 4, 10_000);
     assert!(gap <= SECOND * 2, "no traffic for {gap:?}");
+}
+
+#[test]
+fn without_a_coordinator_restarted_nodes_keep_their_direct_path() {
+    let (mut lab, a, b) = connected();
+    lab.set_coordinator(false);
+    lab.restart_node(a);
+    lab.restart_node(b);
+    longest_gap(&mut lab, a, b, SECOND * 4, 10_000);
+    // What was said last went unanswered, as the end of a conversation does.
+    for _ in 0..200 {
+        lab.run(TENTH);
+        assert!(lab.is_direct(a, b) && lab.is_direct(b, a));
+    }
 }
 
 #[test]

@@ -27,6 +27,10 @@ use crate::underlay::{Owner, Underlay};
 
 /// The UDP socket of each node.
 const PORT: u16 = 41_820;
+/// The first of its spare sockets.
+const SPARE_PORT: u16 = 50_000;
+/// How many of those it has.
+const N_SPARES: u16 = 256;
 /// The port that answers what it is sent.
 const ECHO_PORT: u16 = 7;
 /// How long the coordinator takes to pass news on.
@@ -95,6 +99,8 @@ struct Told {
     endpoints: Vec<SocketAddr>,
     home: Option<RelayId>,
     disco_key: Option<DiscoKey>,
+    /// Its map stream ended.
+    is_away: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +123,8 @@ pub(crate) struct Lab {
     pub(crate) is_coordinator_up: bool,
     /// Pairs of nodes between which no datagram passes, in either direction.
     pub(crate) cut: BTreeSet<(usize, usize)>,
+    /// The longest datagram that the underlay passes, with its headers; nobody is told of others.
+    pub(crate) link_mtu: usize,
     happenings: BTreeMap<(Duration, u64), Happening>,
     n_happenings: u64,
     trace: DefaultHasher,
@@ -142,6 +150,7 @@ impl Lab {
             relays: vec![],
             is_coordinator_up: true,
             cut: BTreeSet::new(),
+            link_mtu: 1500,
             happenings: BTreeMap::new(),
             n_happenings: 0,
             trace: DefaultHasher::new(),
@@ -232,11 +241,12 @@ impl Lab {
             node_id,
             disco_key,
             seed,
+            stamps_from_ns: 1_800_000_000_000_000_000 + u64::try_from(self.now.as_nanos()).unwrap(),
         };
         Engine::new(self.instant(), config)
     }
 
-    fn instant(&self) -> Instant {
+    pub(crate) fn instant(&self) -> Instant {
         self.start + self.now
     }
 
@@ -249,27 +259,29 @@ impl Lab {
         }
         for idx in 0..self.nodes.len() {
             let endpoints = self.nodes[idx].endpoints.clone();
+            self.control(idx, Update::SpareSockets(N_SPARES));
             self.control(idx, Update::LocalEndpoints(endpoints));
             self.map(idx);
         }
     }
 
-    /// A node's program ends and starts again with new disco key and no session.
+    /// A node's program ends and starts again with its keys and no session. The coordinator tells of both.
     pub(crate) fn restart_node(&mut self, idx: usize) {
-        let mut secret = [0; 32];
-        secret[..8].copy_from_slice(&self.seed.next().to_le_bytes());
-        let disco_key = DiscoPrivateKey::from_bytes(secret);
-        let (node_key, id) = (self.nodes[idx].node_key.clone(), self.nodes[idx].id);
-        let engine = self.engine(node_key, id, disco_key.clone());
+        let node = &self.nodes[idx];
+        let (node_key, id, disco_key) = (node.node_key.clone(), node.id, node.disco_key.clone());
+        let engine = self.engine(node_key, id, disco_key);
         let node = &mut self.nodes[idx];
         node.plane = engine.plane();
         node.engine = engine;
-        node.disco_key = disco_key;
         node.links.clear();
         node.dialling.clear();
         node.home = None;
         node.reflexive.clear();
         let endpoints = node.endpoints.clone();
+        if self.is_coordinator_up {
+            node.told.is_away = true;
+            self.map_others(idx);
+        }
         self.control(idx, Update::LocalEndpoints(endpoints));
         self.map(idx);
         self.tell(idx);
@@ -402,7 +414,7 @@ impl Lab {
             disco_key: node.told.disco_key,
             home_relay: node.told.home,
             expires_at_ms: None,
-            is_online: true,
+            is_online: !node.told.is_away,
             last_seen_ms: None,
             offers: HostOffers::default(),
         }
@@ -458,6 +470,8 @@ impl Lab {
                 | Event::PeerDown { .. }
                 | Event::PathChanged { .. }
                 | Event::PortMapped(_)
+                | Event::Upnp(_)
+                | Event::SparesInUse(_)
                 | Event::Pong { .. } => {}
             }
         }
@@ -484,22 +498,27 @@ impl Lab {
     fn transmit(&mut self, idx: usize, dst: Destination, bytes: Vec<u8>) {
         (self.now, idx, dst, bytes.len(), bytes[0]).hash(&mut self.trace);
         match dst {
-            Destination::Udp(dst) => self.send_udp(idx, dst, bytes),
+            Destination::Udp(dst) => self.send_udp(idx, PORT, dst, bytes),
+            Destination::Spare { socket, endpoint } => {
+                self.send_udp(idx, SPARE_PORT + socket, endpoint, bytes);
+            }
             Destination::Relay { relay, peer } => self.send_frame(idx, relay, peer, bytes),
         }
     }
 
-    fn send_udp(&mut self, idx: usize, dst: SocketAddr, bytes: Vec<u8>) {
+    fn send_udp(&mut self, idx: usize, port: u16, dst: SocketAddr, bytes: Vec<u8>) {
         self.n_datagrams += 1;
         let node = &self.nodes[idx];
         let own = node
             .endpoints
             .iter()
             .find(|own| own.is_ipv4() == dst.is_ipv4());
-        let Some(own) = own.filter(|_| !node.is_udp_blocked) else {
+        let headers_len = if dst.is_ipv4() { 28 } else { 48 };
+        let is_passed = !node.is_udp_blocked && bytes.len() + headers_len <= self.link_mtu;
+        let Some(own) = own.filter(|_| is_passed) else {
             return;
         };
-        let src = SocketAddr::new(own.ip(), PORT);
+        let src = SocketAddr::new(own.ip(), port);
         let Some(arrival) = self.underlay.route(self.now, node.realm, src, dst) else {
             return;
         };
@@ -632,6 +651,7 @@ impl Lab {
                 let mut opener = peer.open();
                 let opened = match from {
                     Sender::Udp(from) => opener.open(from, bytes, &mut out),
+                    Sender::Spare(socket, from) => opener.open_spare(socket, from, bytes, &mut out),
                     Sender::Relay(relay, _) => opener.open_relayed(relay, bytes, &mut out),
                 };
                 let event = opener.finish();
@@ -647,6 +667,7 @@ impl Lab {
                 let engine = &mut self.nodes[idx].engine;
                 match from {
                     Sender::Udp(from) => engine.handle_udp(now, from, bytes),
+                    Sender::Spare(socket, from) => engine.handle_spare(now, socket, from, bytes),
                     Sender::Relay(relay, key) => engine.handle_relay(now, relay, key, bytes),
                 }
                 self.drain(idx);
@@ -686,7 +707,11 @@ impl Lab {
                 // The node may have moved meanwhile.
                 let is_here = node.endpoints.iter().any(|own| own.ip() == dst.ip());
                 if !node.is_suspended && is_here {
-                    self.receive(to, Sender::Udp(from), &bytes);
+                    let sender = match dst.port().checked_sub(SPARE_PORT) {
+                        Some(socket) => Sender::Spare(socket, from),
+                        None => Sender::Udp(from),
+                    };
+                    self.receive(to, sender, &bytes);
                 }
             }
             Happening::Frame {
@@ -745,9 +770,15 @@ impl Lab {
             endpoints,
             home: node.home,
             disco_key: Some(node.disco_key.public()),
+            is_away: false,
         };
+        self.map_others(from);
+    }
+
+    /// Gives the newest map to all nodes but one.
+    fn map_others(&mut self, but: usize) {
         for idx in 0..self.nodes.len() {
-            if idx != from && !self.nodes[idx].is_suspended {
+            if idx != but && !self.nodes[idx].is_suspended {
                 self.map(idx);
             }
         }
@@ -849,6 +880,7 @@ impl Lab {
 #[derive(Debug, Clone, Copy)]
 enum Sender {
     Udp(SocketAddr),
+    Spare(u16, SocketAddr),
     Relay(RelayId, NodeKey),
 }
 

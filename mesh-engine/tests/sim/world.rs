@@ -113,6 +113,7 @@ impl World {
                     node_id: id,
                     disco_key: DiscoPrivateKey::from_bytes([n; 32]),
                     seed: key,
+                    stamps_from_ns: 1_800_000_000_000_000_000,
                 },
             );
             let user = UserId(i64::from(n));

@@ -61,6 +61,19 @@ pub struct VirtioHeader {
 }
 
 impl VirtioHeader {
+    /// The header of a TCP super-packet, as the kernel would make it for one packet that is to be cut.
+    #[must_use]
+    pub fn tcp(is_ipv4: bool, transport_at: u16, segment_size: u16) -> Self {
+        Self {
+            needs_checksum: true,
+            gso: if is_ipv4 { Gso::Tcp4 } else { Gso::Tcp6 },
+            gso_size: segment_size,
+            checksum_start: transport_at,
+            checksum_offset: 16,
+            ..Self::default()
+        }
+    }
+
     /// Reads a header as the TUN gives it, in the machine's own byte order.
     ///
     /// # Errors

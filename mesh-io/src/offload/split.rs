@@ -95,6 +95,15 @@ impl<'a> Segments<'a> {
         })
     }
 
+    /// Cuts TCP smaller than the kernel asked for, so that no segment is longer than `max_len`; datagrams stay as they are,
+    /// for their bounds mean something.
+    pub fn limit(&mut self, max_len: usize) {
+        let room = max_len.saturating_sub(self.header_len);
+        if self.protocol == TCP && room > 0 {
+            self.segment_size = self.segment_size.min(room);
+        }
+    }
+
     /// The length of the longest segment still to come.
     #[must_use]
     pub fn max_len(&self) -> usize {

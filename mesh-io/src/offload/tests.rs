@@ -508,3 +508,49 @@ fn hostile_headers_neither_panic_nor_make_longer_packets() {
         "{n_split}: the cases do not reach the splitter"
     );
 }
+
+#[test]
+fn tcp_is_cut_to_a_limit_and_datagrams_are_not() {
+    for is_v4 in [true, false] {
+        for is_tcp in [true, false] {
+            let flow = Flow {
+                is_v4,
+                is_tcp,
+                port: 7,
+                has_options: is_tcp,
+            };
+            let tcp = Tcp {
+                seq: u32::MAX - 700,
+                ack: 2,
+                flags: 0x18,
+                window: 9,
+            };
+            let payload = Rng(5).bytes(1380);
+            let whole = packet(flow, tcp, 3, &payload);
+            let transport_at = if is_v4 { 20 } else { 40 };
+            if !is_tcp {
+                let header = VirtioHeader {
+                    gso: Gso::Udp,
+                    gso_size: 690,
+                    checksum_start: transport_at,
+                    checksum_offset: 6,
+                    ..VirtioHeader::default()
+                };
+                let mut segments = Segments::new(&header, &whole).unwrap();
+                segments.limit(300);
+                assert_eq!(segments.n_remaining(), 2);
+                continue;
+            }
+            let header = VirtioHeader::tcp(is_v4, transport_at, 1200);
+            let mut segments = Segments::new(&header, &whole).unwrap();
+            segments.limit(600);
+            let (mut buffer, mut got) = ([0; 2048], Vec::<u8>::new());
+            while let Some(len) = segments.write_next(&mut buffer).unwrap() {
+                assert!(len <= 600);
+                assert_checksums(&buffer[..len]);
+                got.extend(&buffer[usize::from(transport_at) + 32..len]);
+            }
+            assert_eq!(got, payload);
+        }
+    }
+}

@@ -3,7 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::{Datagrams, RECV_QUEUE_BYTES, SEND_QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
+use socket2::Socket;
+
+use super::{
+    Datagrams, DatagramsMut, RECV_QUEUE_BYTES, SEND_QUEUE_BYTES, UdpConfig, bind, canonical,
+    to_family,
+};
 use crate::UdpCapabilities;
 
 /// A non-blocking UDP socket on all addresses of the machine.
@@ -41,6 +46,20 @@ impl RecvBatch {
             })
         })
     }
+
+    /// The same, to be changed in place.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = DatagramsMut<'_>> {
+        let Self { bytes, received } = self;
+        received
+            .and_then(|(from, len)| {
+                Some(DatagramsMut {
+                    from,
+                    bytes: bytes.get_mut(..len)?,
+                    stride: len,
+                })
+            })
+            .into_iter()
+    }
 }
 
 impl Default for RecvBatch {
@@ -56,6 +75,20 @@ impl UdpSocket {
     /// `AddrInUse` when somebody else has the port.
     pub fn bind(config: UdpConfig) -> io::Result<Self> {
         let (socket, has_v6) = bind(config)?;
+        Self::over(socket, has_v6)
+    }
+
+    /// Takes a socket that is bound to one address; an IPv6 one that takes no IPv4.
+    ///
+    /// # Errors
+    /// When it is not bound.
+    pub fn from_std(socket: std::net::UdpSocket) -> io::Result<Self> {
+        let has_v6 = socket.local_addr()?.is_ipv6();
+        socket.set_nonblocking(true)?;
+        Self::over(Socket::from(socket), has_v6)
+    }
+
+    fn over(socket: Socket, has_v6: bool) -> io::Result<Self> {
         // The system's default queues do as well, only worse.
         let _ = socket.set_recv_buffer_size(RECV_QUEUE_BYTES);
         let _ = socket.set_send_buffer_size(SEND_QUEUE_BYTES);

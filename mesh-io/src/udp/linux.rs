@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use libc::{c_int, c_uint, c_void, iovec, mmsghdr, msghdr, sockaddr_storage};
 use socket2::{SockAddr, SockAddrStorage, Socket};
 
-use super::{Datagrams, RECV_QUEUE_BYTES, SEND_QUEUE_BYTES, UdpConfig, bind, canonical, to_family};
+use super::{
+    Datagrams, DatagramsMut, RECV_QUEUE_BYTES, SEND_QUEUE_BYTES, UdpConfig, bind, canonical,
+    to_family,
+};
 use crate::UdpCapabilities;
 
 /// Buffers filled by one call at most, when each holds a single datagram.
@@ -18,6 +21,9 @@ const N_BUFFERS: usize = 64;
 const BATCH_LEN: usize = 256 << 10;
 /// The longest that a merged read can be.
 const BUFFER_LEN: usize = 65_536;
+/// So much of all buffers stays in memory. Where single datagrams are small and many, a few long ones, as strangers may send them,
+/// would each leave another buffer in memory for good.
+const TOUCHED_MAX: usize = 640 << 10;
 /// Both limits of the kernel on one segmented send: datagrams, and bytes under the smaller (IPv4) headers.
 const MAX_SEGMENTS: usize = 64;
 const MAX_SEND: usize = 65_507;
@@ -44,6 +50,9 @@ pub struct RecvBatch {
     received: Vec<Received>,
     /// How many buffers the next call fills.
     n_wanted: usize,
+    /// How much of each buffer was ever filled, and of all together.
+    touched: [usize; N_BUFFERS],
+    n_touched: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +70,43 @@ impl RecvBatch {
             bytes: vec![0; N_BUFFERS * BUFFER_LEN].into_boxed_slice(),
             received: Vec::with_capacity(N_BUFFERS),
             n_wanted: BATCH_LEN / BUFFER_LEN,
+            touched: [0; N_BUFFERS],
+            n_touched: 0,
         }
+    }
+
+    /// How much of the buffers is in memory.
+    #[cfg(test)]
+    pub(super) fn n_touched(&self) -> usize {
+        self.n_touched
+    }
+
+    /// Notes how far the buffers were filled.
+    fn note_touched(&mut self) {
+        for (received, touched) in self.received.iter().zip(&mut self.touched) {
+            if received.len > *touched {
+                self.n_touched += received.len - *touched;
+                *touched = received.len;
+            }
+        }
+    }
+
+    /// Gives the buffers' memory back when it became too much; what was received is lost.
+    fn trim(&mut self) {
+        if self.n_touched <= TOUCHED_MAX {
+            return;
+        }
+        (self.touched, self.n_touched) = ([0; N_BUFFERS], 0);
+        // SAFETY: takes no pointers.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let ahead = self.bytes.as_ptr().align_offset(page);
+        let Some(pages) = self.bytes.get_mut(ahead..) else {
+            return;
+        };
+        let len = pages.len() / page * page;
+        // SAFETY: whole pages of private anonymous memory that nobody else refers to. They read as zeros from then on, which are
+        // bytes.
+        unsafe { libc::madvise(pages.as_mut_ptr().cast(), len, libc::MADV_DONTNEED) };
     }
 
     /// Merged datagrams fill whole buffers and single ones do not: wants as many as bring about [`BATCH_LEN`].
@@ -84,6 +129,20 @@ impl RecvBatch {
                 })
             })
     }
+
+    /// The same, to be changed in place.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = DatagramsMut<'_>> {
+        self.received
+            .iter()
+            .zip(self.bytes.chunks_exact_mut(BUFFER_LEN))
+            .filter_map(|(received, buffer)| {
+                Some(DatagramsMut {
+                    from: received.from,
+                    bytes: buffer.get_mut(..received.len)?,
+                    stride: received.stride,
+                })
+            })
+    }
 }
 
 impl Default for RecvBatch {
@@ -99,6 +158,20 @@ impl UdpSocket {
     /// `AddrInUse` when somebody else has the port.
     pub fn bind(config: UdpConfig) -> io::Result<Self> {
         let (socket, has_v6) = bind(config)?;
+        Self::over(socket, has_v6)
+    }
+
+    /// Takes a socket that is bound to one address; an IPv6 one that takes no IPv4.
+    ///
+    /// # Errors
+    /// When it is not bound.
+    pub fn from_std(socket: std::net::UdpSocket) -> io::Result<Self> {
+        let has_v6 = socket.local_addr()?.is_ipv6();
+        socket.set_nonblocking(true)?;
+        Self::over(Socket::from(socket), has_v6)
+    }
+
+    fn over(socket: Socket, has_v6: bool) -> io::Result<Self> {
         grow(
             &socket,
             RECV_QUEUE_BYTES,
@@ -111,13 +184,14 @@ impl UdpSocket {
             libc::SO_SNDBUFFORCE,
             Socket::set_send_buffer_size,
         );
+        forbid_fragments(&socket, has_v6)?;
         let has_gro = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         // Zero means no segmentation by default; kernels without UDP_SEGMENT refuse to hear of it.
         let has_gso = set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let port = socket
             .local_addr()?
             .as_socket()
-            .map_or(config.port, |addr| addr.port());
+            .map_or(0, |addr| addr.port());
         Ok(Self {
             socket,
             has_v6,
@@ -155,6 +229,7 @@ impl UdpSocket {
     /// `WouldBlock` when there is nothing; others tell of earlier sends that came to nothing, and can be ignored.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<()> {
         batch.received.clear();
+        batch.trim();
         // Written by the kernel before it is read here; not cleared, for that would cost as much as a small read.
         let mut names = [const { MaybeUninit::<sockaddr_storage>::uninit() }; N_BUFFERS];
         let mut controls = [const { MaybeUninit::<Control>::uninit() }; N_BUFFERS];
@@ -209,6 +284,7 @@ impl UdpSocket {
             });
         }
         batch.adapt();
+        batch.note_touched();
         Ok(())
     }
 
@@ -251,7 +327,7 @@ impl UdpSocket {
                     self.has_gso.store(false, Ordering::Relaxed);
                     self.send_each(dst, chunk, stride)
                 }
-                // A datagram is longer than this route's MTU: only single ones are fragmented.
+                // A datagram is longer than the interface's MTU: single ones may fit, and the last one is shorter.
                 Some(libc::EINVAL | libc::EMSGSIZE) => self.send_each(dst, chunk, stride),
                 _ => Err(err),
             },
@@ -402,6 +478,27 @@ fn grow(
         // Without CAP_NET_ADMIN the system's limit holds, and the kernel takes what is allowed of the wish.
         let _ = set(socket, wanted);
     }
+}
+
+/// Sets don't-fragment and leaves path MTUs to who sends: what the kernel believes of them comes from ICMP, which anybody
+/// can forge, and a fragmented probe would prove nothing (RFC 8899, section 4.7).
+fn forbid_fragments(socket: &Socket, has_v6: bool) -> io::Result<()> {
+    // An IPv6 socket sends by IPv4 too, and kernels that let it choose for that want the option of each.
+    let for_v4 = set_option(
+        socket,
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::IP_PMTUDISC_PROBE,
+    );
+    if !has_v6 {
+        return for_v4;
+    }
+    set_option(
+        socket,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_MTU_DISCOVER,
+        libc::IPV6_PMTUDISC_PROBE,
+    )
 }
 
 fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {

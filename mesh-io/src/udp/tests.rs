@@ -79,6 +79,35 @@ fn datagrams_longer_than_the_route_allows_are_sent_one_by_one() {
 }
 
 #[test]
+fn long_datagrams_among_small_ones_do_not_pile_up_in_memory() {
+    let sender = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    let receiver = linux::UdpSocket::bind(UdpConfig::default()).unwrap();
+    let dst = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), receiver.local_port());
+    let (small, long) = (vec![1; 100], vec![7; 60_000]);
+    let mut batch = linux::RecvBatch::new();
+    let mut n_most = 0;
+    for round in 0..130 {
+        for at in 0..64 {
+            let bytes = if at == round % 64 { &long } else { &small };
+            sender.send(dst, bytes, bytes.len()).unwrap();
+        }
+        let mut at = 0;
+        while at < 64 {
+            ready(&receiver);
+            receiver.recv_batch(&mut batch).unwrap();
+            n_most = n_most.max(batch.n_touched());
+            for datagram in batch.iter().flat_map(|received| received.iter()) {
+                let bytes = if at == round % 64 { &long } else { &small };
+                assert!(datagram == bytes, "round {round}, datagram {at}");
+                at += 1;
+            }
+        }
+    }
+    // Long ones came to each place, which would be near 4 MiB.
+    assert!((640 << 10..1 << 20).contains(&n_most), "{n_most} bytes");
+}
+
+#[test]
 fn shared_sockets_have_one_port() {
     let config = UdpConfig {
         port: 0,
@@ -132,3 +161,39 @@ fn a_stride_of_zero_is_an_error() {
     let dst = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     assert!(socket.send(dst, b"x", 0).is_err());
 }
+
+/// A socket of one address receives, and what it received is changed and sent on without a copy.
+macro_rules! passes_on {
+    ($name:ident, $imp:ident) => {
+        #[test]
+        fn $name() {
+            for loopback in ["127.0.0.1:0", "[::1]:0"] {
+                let far = std::net::UdpSocket::bind(loopback).unwrap();
+                far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                let own = std::net::UdpSocket::bind(loopback).unwrap();
+                let addr = own.local_addr().unwrap();
+                let socket = $imp::UdpSocket::from_std(own).unwrap();
+                assert_eq!(socket.local_port(), addr.port());
+                far.send_to(b"abc", addr).unwrap();
+                ready(&socket);
+                let mut batch = $imp::RecvBatch::new();
+                socket.recv_batch(&mut batch).unwrap();
+                let mut n_received = 0;
+                for datagrams in batch.iter_mut() {
+                    assert_eq!(datagrams.from, far.local_addr().unwrap());
+                    datagrams.bytes.make_ascii_uppercase();
+                    let n_sent = socket.send(datagrams.from, datagrams.bytes, datagrams.stride);
+                    assert_eq!(n_sent.unwrap(), 3);
+                    n_received += 1;
+                }
+                assert_eq!(n_received, 1);
+                let mut answer = [0; 8];
+                let (len, from) = far.recv_from(&mut answer).unwrap();
+                assert_eq!((&answer[..len], from), (&b"ABC"[..], addr));
+            }
+        }
+    };
+}
+
+passes_on!(a_socket_of_one_address_passes_on, linux);
+passes_on!(a_fallback_socket_of_one_address_passes_on, fallback);

@@ -1,5 +1,9 @@
 //! What a relay that stands alone and its coordinator tell each other: where it is reached, and whom it serves.
 //!
+//! A node that offers a relay asks for the same stream with a [`RelayOffer`], signed by its own machine key. The coordinator
+//! first comes to the relay itself, at the address that the request came from; the netmap names it as long as the stream is
+//! open.
+//!
 //! A relay has a machine key, as a node has: it signs its requests, vouches for its TLS certificate, and its hash is the
 //! relay's pin. The members come as a stream of lines `signature SP json LF` like a node's map, signed by the
 //! coordinator key, so that a relay needs to trust nothing on the way and shares no secret with other relays.
@@ -8,6 +12,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Pin;
 use crate::id::{NetworkId, NodeName, RelayId};
 use crate::key::{CoordinatorKey, CoordinatorPrivateKey, MachineKey, NodeKey, Purpose};
 use crate::netmap::{FrameError, Revision};
@@ -22,6 +27,23 @@ pub const MEMBERS_CONTENT_TYPE: &str = "application/x-proxima-members";
 
 /// The most URLs, and the most endpoints of each kind, that a relay tells.
 pub const N_RELAY_URLS_MAX: usize = 8;
+
+/// A node offers a relay of its own, by opening its stream of members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayOffer {
+    /// The TCP port at which it speaks HTTPS, and the UDP port for STUN and sealed packets.
+    pub port: u16,
+    /// What vouches for its certificate.
+    pub pin: Pin,
+}
+
+impl RelayOffer {
+    /// What is asked for: [`PATH_RELAY_MEMBERS`] with the offer as its query.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{PATH_RELAY_MEMBERS}?port={}&pin={}", self.port, self.pin)
+    }
+}
 
 /// A relay tells where it is reached.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

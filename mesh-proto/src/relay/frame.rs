@@ -21,6 +21,7 @@
 //! relay forwards it does not copy: [`turn_round`] makes a `Received` out of a `Send` in place.
 
 use super::proof::Proof;
+use super::udp::Token;
 use crate::key::NodeKey;
 
 /// The route of the upgrade.
@@ -99,10 +100,14 @@ pub(super) enum Kind {
     Restarting = 11,
     /// Relay to node: it reads no more for a time.
     RateLimited = 12,
+    /// Relay to node: sealed data may go by UDP too.
+    UdpOffer = 13,
+    /// Node to relay: send nothing by UDP any more.
+    UdpOff = 14,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Challenge,
         Self::Hello,
         Self::Welcome,
@@ -115,6 +120,8 @@ impl Kind {
         Self::Health,
         Self::Restarting,
         Self::RateLimited,
+        Self::UdpOffer,
+        Self::UdpOff,
     ];
 
     fn of(number: u8) -> Option<Self> {
@@ -309,6 +316,15 @@ pub enum Frame<'a> {
         /// How long.
         pause_ms: u32,
     },
+    /// Sealed data may go by UDP too ([`super::UdpMessage`]).
+    UdpOffer {
+        /// To one of the relay's STUN endpoints, the one of this port.
+        port: u16,
+        /// What binds an endpoint to this connection.
+        token: Token,
+    },
+    /// What the node bound receives nothing any more.
+    UdpOff,
     /// A kind that this build does not know.
     Unknown(u8),
 }
@@ -409,6 +425,11 @@ impl<'a> Frame<'a> {
             Kind::RateLimited => Self::RateLimited {
                 pause_ms: u32::from_be_bytes(take(rest)?),
             },
+            Kind::UdpOffer => Self::UdpOffer {
+                port: u16::from_be_bytes(take(rest)?),
+                token: Token::from_bytes(take(rest)?),
+            },
+            Kind::UdpOff => Self::UdpOff,
         })
     }
 
@@ -457,6 +478,14 @@ impl<'a> Frame<'a> {
             Self::RateLimited { pause_ms } => {
                 put(out, Kind::RateLimited as u8, &[&pause_ms.to_be_bytes()]);
             }
+            Self::UdpOffer { port, token } => {
+                put(
+                    out,
+                    Kind::UdpOffer as u8,
+                    &[&port.to_be_bytes(), token.as_bytes()],
+                );
+            }
+            Self::UdpOff => put(out, Kind::UdpOff as u8, &[]),
             Self::Unknown(kind) => put(out, *kind, &[]),
         }
     }

@@ -1,8 +1,8 @@
 //! `bugreport`: all that helps to find a fault, in one file that can be read before it is sent.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +10,7 @@ use mesh_proto::local::PATH_BUGREPORT;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::anonymous::anonymise;
 use crate::args::BugreportArgs;
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
@@ -38,6 +39,11 @@ pub(super) async fn run(
         meshctl_version: env!("CARGO_PKG_VERSION"),
         meshd,
     };
+    let mut report =
+        serde_json::to_value(&report).map_err(|err| Failure::failed(err.to_string()))?;
+    if args.anonymous {
+        anonymise(&mut report);
+    }
     let path = match args.output {
         Some(path) if path.as_os_str() == "-" => {
             output.json(&report)?;
@@ -60,6 +66,8 @@ pub(super) async fn run(
             .truncate(true)
             .mode(0o600)
             .open(&path)?;
+        // The mode is only that of a new file.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(&text)
     };
     write().map_err(|err| {
@@ -69,8 +77,11 @@ pub(super) async fn run(
     output.answer(&Written { path: &path }, |written| {
         format!("{}\n", written.path.display())
     })?;
-    output
-        .hint("it holds names and addresses of your mesh, and no keys; read it before you send it");
+    output.hint(if args.anonymous {
+        "it holds tokens for names and addresses of your mesh, and the names of its models; read it before you send it"
+    } else {
+        "it holds names and addresses of your mesh, and no keys; read it before you send it, or leave them out with -a"
+    });
     Ok(Exit::Done)
 }
 

@@ -1,31 +1,39 @@
 //! `models`: the catalogue as this node sees it.
 
-use mesh_proto::local::{ModelHost, ModelStatus, Models, PATH_MODELS};
+use std::time::Duration;
 
-use crate::args::ModelsArgs;
+use mesh_proto::control::WantRequest;
+use mesh_proto::local::{
+    ModelHost, ModelStatus, Models, PATH_MODELS, PATH_PULL, PATH_WANTS, PullRequest, PullState,
+    PullStatus,
+};
+
+use crate::args::{ModelsArgs, ModelsCommand, PullArgs, WantArgs};
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
 use crate::near::{did_you_mean, near};
-use crate::output::{Output, Table, bytes};
+use crate::output::{Output, Table, bytes, clean};
 
 pub(super) async fn run(
     args: ModelsArgs,
     client: &Client,
     output: &Output,
 ) -> Result<Exit, Failure> {
+    match args.command {
+        Some(ModelsCommand::Want(args)) => return want(args, client, output).await,
+        Some(ModelsCommand::Pull(args)) => return pull(args, client, output).await,
+        None => {}
+    }
     let Models { models } = client.get(PATH_MODELS).await?;
-    let shown = match &args.filter {
-        None => Models { models },
-        Some(filter) => {
-            let (fitting, others): (Vec<_>, Vec<_>) = models
-                .into_iter()
-                .partition(|model| fits(filter, &model.model));
-            if fitting.is_empty() {
-                return Err(none_fits(filter, &others));
-            }
-            Models { models: fitting }
-        }
-    };
+    let (fitting, others): (Vec<_>, Vec<_>) = models
+        .into_iter()
+        .partition(|model| is_wanted(&args, model));
+    let is_filtered =
+        args.filter.is_some() || args.host.is_some() || !args.can.is_empty() || args.loaded;
+    if fitting.is_empty() && is_filtered {
+        return Err(none_fits(&args, &others));
+    }
+    let shown = Models { models: fitting };
     if shown.models.is_empty() && !output.is_json() {
         output.note("Nobody shares a model with this node yet.");
         output.hint("share your own: meshctl share on");
@@ -35,12 +43,108 @@ pub(super) async fn run(
     Ok(Exit::Done)
 }
 
-fn none_fits(filter: &str, models: &[ModelStatus]) -> Failure {
-    let names = near(filter, models.iter().map(|model| model.model.as_str()));
-    let words = did_you_mean(&names)
-        .map(|words| format!("; {words}"))
-        .unwrap_or_default();
-    Failure::not_found(format!("no model fits `{filter}`{words}"))
+/// The coordinator is asked for it.
+const WANT_TIMEOUT: Duration = Duration::from_secs(15);
+
+async fn want(args: WantArgs, client: &Client, output: &Output) -> Result<Exit, Failure> {
+    let request = WantRequest {
+        model: args.model,
+        is_over: args.is_over,
+    };
+    client
+        .post::<_, ()>(PATH_WANTS, &request, WANT_TIMEOUT)
+        .await?;
+    let model = clean(&request.model);
+    output.answer(&super::DONE, |_| {
+        if request.is_over {
+            format!("You no longer want {model}.\n")
+        } else {
+            format!("Hosts see for 14 days that somebody wants {model}; who it is, they do not.\n")
+        }
+    })?;
+    Ok(Exit::Done)
+}
+
+/// How often it is asked how a pull stands.
+const PULL_POLL: Duration = Duration::from_secs(1);
+const PULL_TIMEOUT: Duration = Duration::from_secs(40);
+
+async fn pull(args: PullArgs, client: &Client, output: &Output) -> Result<Exit, Failure> {
+    let request = PullRequest {
+        model: args.model,
+        host: args.on,
+    };
+    let mut shown = None;
+    loop {
+        let status: PullStatus = client.post(PATH_PULL, &request, PULL_TIMEOUT).await?;
+        match status.state {
+            PullState::Pulling => {
+                let done = status.completed_bytes.saturating_mul(100);
+                let percent = done.checked_div(status.total_bytes).unwrap_or(0);
+                if shown != Some(percent) && !output.is_json() {
+                    output.note(&format!(
+                        "{} pulls {}: {percent} % of {}",
+                        clean(&request.host),
+                        clean(&status.model),
+                        bytes(status.total_bytes)
+                    ));
+                    shown = Some(percent);
+                }
+            }
+            PullState::Done => {
+                output.answer(&status, |status| {
+                    format!("{} has {}.\n", clean(&request.host), clean(&status.model))
+                })?;
+                return Ok(Exit::Done);
+            }
+            PullState::Failed => {
+                let why = status
+                    .message
+                    .unwrap_or_else(|| "it gave no reason".to_owned());
+                return Err(Failure::failed(format!(
+                    "{} did not pull {}: {why}",
+                    request.host, status.model
+                )));
+            }
+        }
+        tokio::time::sleep(PULL_POLL).await;
+    }
+}
+
+fn is_wanted(args: &ModelsArgs, model: &ModelStatus) -> bool {
+    let mut hosts = model.hosts.iter();
+    args.filter
+        .as_ref()
+        .is_none_or(|filter| fits(filter, &model.model))
+        && args.host.as_ref().is_none_or(|name| {
+            let mut hosts = model.hosts.iter();
+            hosts.any(|host| host.name.as_str().eq_ignore_ascii_case(name))
+        })
+        && args.can.iter().all(|wanted| {
+            let mut known = model.capabilities.iter();
+            known.any(|known| known.eq_ignore_ascii_case(wanted))
+        })
+        && (!args.loaded || hosts.any(|host| host.is_loaded))
+}
+
+fn none_fits(args: &ModelsArgs, models: &[ModelStatus]) -> Failure {
+    let asked = match &args.filter {
+        Some(filter) => format!("no model fits `{filter}`"),
+        None => "no model fits".to_owned(),
+    };
+    let is_more = args.host.is_some() || !args.can.is_empty() || args.loaded;
+    let words = match &args.filter {
+        Some(filter) if is_more => {
+            let n = models.iter().filter(|it| fits(filter, &it.model)).count();
+            (n > 0).then(|| " and the other conditions".to_owned())
+        }
+        Some(filter) => {
+            let names = near(filter, models.iter().map(|model| model.model.as_str()));
+            did_you_mean(&names).map(|words| format!("; {words}"))
+        }
+        None => Some(" these conditions".to_owned()),
+    };
+    Failure::not_found(format!("{asked}{}", words.unwrap_or_default()))
         .with_fix_note("meshctl models", "lists all of them")
 }
 
@@ -51,6 +155,8 @@ fn describe(shown: &Models) -> String {
         "QUANTIZATION",
         "CONTEXT",
         "SIZE",
+        "CLASS",
+        "TOKENS/S",
         "HOSTS",
         "ADDRESS",
     ]);
@@ -71,6 +177,8 @@ fn describe(shown: &Models) -> String {
             } else {
                 bytes(model.size_bytes)
             },
+            price_class(model.price_class_milli),
+            pace(&model.hosts),
             hosts(&model.hosts),
             model.dns_name.clone().unwrap_or_else(|| "-".to_owned()),
         ]);
@@ -81,6 +189,33 @@ fn describe(shown: &Models) -> String {
         ""
     };
     format!("{table}{legend}")
+}
+
+/// Credits for 1,000 output tokens.
+fn price_class(milli: Option<u64>) -> String {
+    milli.map_or_else(
+        || "-".to_owned(),
+        |milli| {
+            let tenths = milli.saturating_add(50) / 100;
+            format!("{}.{}", tenths / 10, tenths % 10)
+        },
+    )
+}
+
+/// The fastest host's.
+fn pace(hosts: &[ModelHost]) -> String {
+    let paces = hosts.iter().filter_map(|host| host.speed);
+    let best = paces.map(|speed| speed.tokens_per_second).reduce(f64::max);
+    best.map_or_else(
+        || "-".to_owned(),
+        |best| {
+            if best < 10.0 {
+                format!("{best:.1}")
+            } else {
+                format!("{best:.0}")
+            }
+        },
+    )
 }
 
 fn hosts(hosts: &[ModelHost]) -> String {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use mesh_proto::disco::Mapping;
-use mesh_proto::local::{NetCheck, PATH_NETCHECK};
+use mesh_proto::local::{NetCheck, NoIpv6, PATH_NETCHECK, RelayCheck};
 
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
@@ -35,6 +35,14 @@ fn describe(check: &NetCheck) -> String {
         (false, false) => "blocked, or no server answers; peers are reached by relays alone",
     };
     let _ = writeln!(text, "UDP:       {udp}");
+    if let Some(why) = check.no_ipv6 {
+        let why = match why {
+            NoIpv6::NoAddress => "this machine has no address of it",
+            NoIpv6::NoServer => "no server of the mesh has an address of it to ask at",
+            NoIpv6::NoAnswer => "this machine has an address of it, but no server answers there",
+        };
+        let _ = writeln!(text, "IPv6:      {why}");
+    }
     let seen: Vec<String> = check.reflexive.iter().map(ToString::to_string).collect();
     let seen = if seen.is_empty() {
         "nowhere".to_owned()
@@ -59,8 +67,20 @@ fn describe(check: &NetCheck) -> String {
         text.push_str("Relays:    none in this mesh\n");
         return text;
     }
+    let mut relays: Vec<_> = check.relays.iter().collect();
+    relays.sort_by(|a, b| {
+        let key = |relay: &RelayCheck| relay.rtt_ms.unwrap_or(f64::INFINITY);
+        key(a).total_cmp(&key(b))
+    });
+    if let Some((relay, rtt_ms)) = relays
+        .first()
+        .and_then(|first| Some((first, first.rtt_ms?)))
+    {
+        let name = relay_words(&relay.id, &relay.name);
+        let _ = writeln!(text, "Nearest:   relay {name}, {}", milliseconds(rtt_ms));
+    }
     let mut table = Table::new(["RELAY", "LATENCY", "LINK"]);
-    for relay in &check.relays {
+    for relay in relays {
         let latency = relay
             .rtt_ms
             .map_or_else(|| "no answer".to_owned(), milliseconds);

@@ -1,7 +1,5 @@
 //! `ping`: probes the way to a node.
 
-use std::time::Duration;
-
 use mesh_proto::control::code;
 use mesh_proto::local::{PATH_PING, PATH_STATUS, PathStatus, PingReply, PingRequest, Status};
 use serde::Serialize;
@@ -13,7 +11,8 @@ use crate::exit::{Exit, Failure};
 use crate::near::{did_you_mean, near};
 use crate::output::{Output, milliseconds, relay_words};
 
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Probes without a direct answer after which a direct path is not waited for any longer.
+const N_PROBES: u32 = 10;
 
 #[derive(Debug, Serialize)]
 struct Pings {
@@ -34,8 +33,11 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
     };
     // What meshd said of a probe that could not even be sent.
     let mut unsent = None;
-    for n in 0..args.count {
-        let next = Instant::now() + INTERVAL;
+    // A path begins by a relay and becomes direct within seconds, as a rule.
+    let is_until_direct = args.count.is_none();
+    let count = args.count.unwrap_or(N_PROBES);
+    for n in 0..count {
+        let next = Instant::now() + args.interval;
         pings.n_sent += 1;
         let probe = client.post::<_, PingReply>(PATH_PING, &request, args.timeout);
         match output.during("waiting for the answer", probe).await {
@@ -43,15 +45,23 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
                 if !output.is_json() {
                     output.print(&describe(&reply))?;
                 }
+                let is_direct = is_direct(&reply);
                 pings.replies.push(reply);
+                if is_until_direct && is_direct {
+                    break;
+                }
             }
             Err(failure) if failure.code == code::TIMEOUT => {
-                if args.count > 1 {
+                // Whoever never answered will not by another way either.
+                if is_until_direct && pings.replies.is_empty() {
+                    break;
+                }
+                if count > 1 {
                     output.note(&format!("no reply from {}", pings.target));
                 }
             }
             Err(failure) if failure.code == code::UNAVAILABLE => {
-                if args.count > 1 {
+                if count > 1 {
                     output.note(&failure.message);
                 }
                 unsent = Some(failure.message);
@@ -61,7 +71,7 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
             }
             Err(failure) => return Err(failure),
         }
-        if n + 1 < args.count {
+        if n + 1 < count {
             tokio::time::sleep_until(next).await;
         }
     }
@@ -88,7 +98,16 @@ pub(super) async fn run(args: PingArgs, client: &Client, output: &Output) -> Res
     if output.is_json() {
         output.json(&pings)?;
     }
-    Ok(Exit::Done)
+    if pings.replies.iter().any(is_direct) {
+        return Ok(Exit::Done);
+    }
+    output.note("direct connection not established");
+    output.hint("what stands in its way: meshctl netcheck");
+    Ok(Exit::Degraded)
+}
+
+fn is_direct(reply: &PingReply) -> bool {
+    matches!(reply.path, PathStatus::Direct { .. })
 }
 
 fn describe(reply: &PingReply) -> String {
@@ -97,8 +116,11 @@ fn describe(reply: &PingReply) -> String {
         PathStatus::Relayed { relay, name } => format!(" via relay {}", relay_words(relay, name)),
         PathStatus::Idle | PathStatus::Connecting => String::new(),
     };
+    let mtu = reply
+        .path_mtu
+        .map_or_else(String::new, |mtu| format!(", MTU {mtu}"));
     format!(
-        "pong from {} ({}){way} in {}\n",
+        "pong from {} ({}){way} in {}{mtu}\n",
         reply.name,
         reply.ip,
         milliseconds(reply.rtt_ms)

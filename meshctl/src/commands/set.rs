@@ -1,9 +1,10 @@
 //! `set`: settings that stay, each by its own key.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use mesh_proto::local::{NameMode, PATH_SETTINGS, SetRequest, Settings};
+use mesh_proto::local::{NameMode, PATH_SETTINGS, SetRequest, Settings, UserspaceMode};
 
 use crate::args::SetArgs;
 use crate::client::Client;
@@ -11,7 +12,16 @@ use crate::exit::{Exit, Failure};
 use crate::near::{did_you_mean, near};
 use crate::output::Output;
 
-const KEYS: [&str; 3] = ["names", "dns", "operator"];
+const KEYS: [&str; 8] = [
+    "names",
+    "dns",
+    "operator",
+    "userspace",
+    "socks5",
+    "http-proxy",
+    "gateway",
+    "relay",
+];
 const SOCKET_GROUP: &str = "proxima";
 
 pub(super) async fn run(args: SetArgs, client: &Client, output: &Output) -> Result<Exit, Failure> {
@@ -56,8 +66,10 @@ fn parse_pair(pair: &str) -> Result<(&str, &str), Failure> {
     };
     let allowed: &[&str] = match key {
         "names" => &["direct", "gateway"],
-        "dns" => &["on", "off"],
-        "operator" => return Ok((key, value)),
+        "dns" | "relay" => &["on", "off"],
+        "userspace" => &["on", "off", "auto"],
+        // The daemon knows what makes an address.
+        "operator" | "socks5" | "http-proxy" | "gateway" => return Ok((key, value)),
         _ => {
             let words = did_you_mean(&near(key, KEYS))
                 .map(|words| format!("; {words}"))
@@ -140,10 +152,33 @@ fn describe(settings: &Settings) -> String {
         || "none       (only root may change anything)".to_owned(),
         |uid| format!("{uid:<10} (the user with this uid may control meshd beside root)"),
     );
+    let userspace = match settings.userspace {
+        UserspaceMode::Auto => {
+            "auto       (without a network interface where the machine gives none)"
+        }
+        UserspaceMode::On => "on         (without a network interface, by proxies)",
+        UserspaceMode::Off => "off        (with a network interface, or not at all)",
+    };
+    let listener = |addr: Option<SocketAddr>| {
+        let addr = addr.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
+        format!("{addr:<10} (in userspace mode)")
+    };
+    let (socks5, http_proxy) = (listener(settings.socks5), listener(settings.http_proxy));
+    let gateway = listener(Some(settings.gateway));
+    let relay = if settings.relay {
+        "on         (other nodes may use this one as a relay; meshctl status tells when it is not reached)"
+    } else {
+        "off        (this node carries nothing for others)"
+    };
     let lines = BTreeMap::from([
         ("names", names),
         ("dns", dns),
         ("operator", operator.as_str()),
+        ("userspace", userspace),
+        ("socks5", &socks5),
+        ("http-proxy", &http_proxy),
+        ("gateway", &gateway),
+        ("relay", relay),
     ]);
     lines
         .iter()

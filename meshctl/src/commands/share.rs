@@ -1,15 +1,19 @@
 //! `share`: what this machine offers to its mesh, with whom, and how much.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+mod door;
 
-use mesh_proto::local::{BackendStatus, PATH_SHARE, ShareRequest, ShareStatus};
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mesh_proto::local::{
+    BackendStatus, PATH_SHARE, PATH_WANTS, PullChange, ShareRequest, ShareStatus, Suggestions,
+};
 use mesh_proto::share::{Audience, BackendApi, Gpu};
 
 use crate::args::{ShareArgs, ShareCommand, ShareOptions};
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Table, bytes, clean, plural};
+use crate::output::{Output, Table, ago, bytes, clean, plural};
 
 /// The daemon looks for model servers before it answers.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -20,6 +24,7 @@ pub(super) async fn run(
     output: &Output,
 ) -> Result<Exit, Failure> {
     let status = match args.command.unwrap_or(ShareCommand::Status) {
+        ShareCommand::Suggestions => return suggestions(client, output).await,
         ShareCommand::Status => client.get::<ShareStatus>(PATH_SHARE).await?,
         ShareCommand::On(options) => {
             let request = ShareRequest {
@@ -44,6 +49,13 @@ pub(super) async fn run(
             }
             change(&request, client, output).await?
         }
+        ShareCommand::Limit(args) => {
+            let request = ShareRequest {
+                door: Some(door::limit(args)?),
+                ..ShareRequest::default()
+            };
+            change(&request, client, output).await?
+        }
     };
     output.answer(&status, describe)?;
     for backend in &status.backends {
@@ -60,6 +72,63 @@ pub(super) async fn run(
     Ok(Exit::Done)
 }
 
+async fn suggestions(client: &Client, output: &Output) -> Result<Exit, Failure> {
+    let wanted: Suggestions = client.get(PATH_WANTS).await?;
+    if wanted.models.is_empty() && !output.is_json() {
+        output.note("Nobody asks for a model at the moment.");
+        output.hint("who would like one: meshctl models want NAME");
+        return Ok(Exit::Done);
+    }
+    output.answer(&wanted, |wanted| {
+        let now = unix_ms();
+        let mut table = Table::new(["MODEL", "WANTED BY", "LAST ASKED", "HOSTS", "THIS MACHINE"]);
+        for model in &wanted.models {
+            let age = Duration::from_millis(now.saturating_sub(model.asked_at_ms));
+            table.row([
+                model.model.clone(),
+                plural(model.n_users.into(), "user"),
+                ago(age),
+                model.n_hosts.to_string(),
+                match (model.is_shared, model.is_here) {
+                    (true, _) => "shares it",
+                    (false, true) => "has it, does not share it",
+                    (false, false) => "does not have it",
+                }
+                .to_owned(),
+            ]);
+        }
+        table.to_string()
+    })?;
+    Ok(Exit::Done)
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+fn pulls(who: Option<&str>, budget_bytes: Option<u64>) -> Result<Option<PullChange>, Failure> {
+    let users = match who {
+        None => None,
+        Some("none") => Some(Vec::new()),
+        Some(who) => match parse_audience(who) {
+            Ok(Audience::Users(users)) => Some(users),
+            Ok(Audience::Everyone | Audience::Mine) | Err(_) => {
+                return Err(Failure::usage(format!("`{who}` names no users"))
+                    .with_fix("meshctl share set --pulls users:anna,bob --pull-budget 50GiB")
+                    .with_fix_note("meshctl share set --pulls none", "lets nobody"));
+            }
+        },
+    };
+    let change = PullChange {
+        users,
+        budget_bytes,
+    };
+    Ok((change != PullChange::default()).then_some(change))
+}
+
 async fn change(
     request: &ShareRequest,
     client: &Client,
@@ -74,6 +143,7 @@ async fn change(
 }
 
 fn request(options: ShareOptions) -> Result<ShareRequest, Failure> {
+    let door = door::change(&options)?;
     let models = options.models.map(|models| {
         let is_all = models
             .iter()
@@ -107,6 +177,8 @@ fn request(options: ShareOptions) -> Result<ShareRequest, Failure> {
             .transpose()?,
         n_slots: options.slots,
         backends,
+        door,
+        pulls: pulls(options.pulls.as_deref(), options.pull_budget)?,
     })
 }
 
@@ -203,6 +275,21 @@ fn describe(status: &ShareStatus) -> String {
             text,
             "Requests:  {} at once; {} running, {} waiting",
             status.offers.n_slots, status.n_active, status.n_queued
+        );
+    }
+    door::describe(&status.door, &mut text);
+    if !status.pulls.users.is_empty() {
+        let names: Vec<&str> = status
+            .pulls
+            .users
+            .iter()
+            .map(mesh_proto::id::UserName::as_str)
+            .collect();
+        let _ = writeln!(
+            text,
+            "Pulls:     by {}, {} of models at most",
+            names.join(", "),
+            bytes(status.pulls.budget_bytes)
         );
     }
     for backend in &status.backends {

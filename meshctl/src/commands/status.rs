@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_proto::local::{
     CoordinatorStatus, NodeStatus, PATH_STATUS, PathStatus, PeerStatus, Problem, RunState, Status,
+    UserspaceStatus,
 };
 
 use crate::args::{Check, StatusArgs};
@@ -133,6 +134,13 @@ fn describe(status: &Status, now_ms: u64) -> String {
         }
         let _ = write!(text, "{table}");
     }
+    if let Some(userspace) = status
+        .node
+        .as_ref()
+        .and_then(|node| node.userspace.as_ref())
+    {
+        text.push_str(&userspace_words(userspace));
+    }
     if let Some(coordinator) = &status.coordinator {
         let _ = writeln!(
             text,
@@ -149,6 +157,23 @@ fn describe(status: &Status, now_ms: u64) -> String {
                 let _ = writeln!(text, "    to mend it: {}", clean(fix));
             }
         }
+    }
+    text
+}
+
+/// Where programs find the mesh without an interface.
+fn userspace_words(userspace: &UserspaceStatus) -> String {
+    let mut text = "\nUserspace mode: programs reach the mesh by\n".to_owned();
+    let _ = writeln!(
+        text,
+        "  models       OLLAMA_HOST={0} or http://{0}/v1",
+        userspace.gateway
+    );
+    if let Some(addr) = userspace.socks5 {
+        let _ = writeln!(text, "  SOCKS5       ALL_PROXY=socks5h://{addr}");
+    }
+    if let Some(addr) = userspace.http_proxy {
+        let _ = writeln!(text, "  HTTP proxy   HTTP_PROXY=http://{addr}");
     }
     text
 }
@@ -202,6 +227,13 @@ fn peer_words(peer: &PeerStatus, now_ms: u64) -> String {
     };
     if let Some(rtt_ms) = peer.rtt_ms {
         let _ = write!(words, ", {}", milliseconds(rtt_ms));
+    }
+    // Less is within what a single lost probe makes of it.
+    if let Some(percent) = peer.loss_percent.filter(|percent| *percent >= 1.0) {
+        let _ = write!(words, ", {percent:.0} % lost");
+    }
+    if let Some(mtu) = peer.path_mtu {
+        let _ = write!(words, ", MTU {mtu}");
     }
     if peer.n_models > 0 {
         let n_models = u64::try_from(peer.n_models).unwrap_or(u64::MAX);

@@ -22,6 +22,7 @@ pub(super) async fn run(args: UpArgs, client: &Client, output: &Output) -> Resul
     let request = UpRequest {
         auth_key: auth_key.as_ref().map(AuthKey::reveal),
         hostname: args.hostname,
+        userspace: args.userspace,
         timeout_ms: Some(u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX)),
     };
     if let Some(key) = &auth_key {
@@ -128,4 +129,13 @@ fn next_steps(status: &Status, output: &Output) {
         "  any Ollama or OpenAI client: {}",
         node.gateway_url
     ));
+    let Some(userspace) = &node.userspace else {
+        return;
+    };
+    if let Some(addr) = userspace.socks5 {
+        output.hint(&format!("  anything else: ALL_PROXY=socks5h://{addr}"));
+    }
+    if let Some(addr) = userspace.http_proxy {
+        output.hint(&format!("                 HTTP_PROXY=http://{addr}"));
+    }
 }

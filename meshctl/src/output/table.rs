@@ -11,6 +11,11 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new<const N: usize>(header: [&str; N]) -> Self {
+        Self::with_header(header.to_vec())
+    }
+
+    /// For a table whose columns are chosen while the program runs.
+    pub(crate) fn with_header(header: Vec<&str>) -> Self {
         let mut grid = Grid::new();
         grid.load_style(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled)
@@ -22,7 +27,13 @@ impl Table {
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.grid.add_row(cells.map(|cell| super::clean(&cell)));
+        self.cells(cells.to_vec());
+    }
+
+    /// A row of as many cells as the header has.
+    pub(crate) fn cells(&mut self, cells: Vec<String>) {
+        let cells = cells.iter().map(|cell| super::clean(cell));
+        self.grid.add_row(cells);
     }
 }
 

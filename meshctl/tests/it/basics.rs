@@ -197,6 +197,14 @@ fn a_bug_report_is_a_private_file_or_standard_output() {
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("{\n"));
     assert_snapshot!("bugreport_stdout", fake.meshctl(&["bugreport", "-o", "-"]));
     assert_snapshot!("bugreport_json", fake.meshctl(&["bugreport", "--json"]));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    fake.meshctl(&["bugreport", "-a", "-o", &path.display().to_string()]);
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(
+        mode & 0o777,
+        0o600,
+        "one that was there stayed open to others"
+    );
     let nowhere = fake.dir.path().join("no/such/dir/report.json");
     let text = fake.meshctl(&["bugreport", "-o", &nowhere.display().to_string()]);
     assert!(

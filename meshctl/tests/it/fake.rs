@@ -371,7 +371,11 @@ impl Terminal {
         let mut child = Command::new("/usr/bin/script")
             .args([
                 "-qec",
-                &format!("exec {} {args}", env!("CARGO_BIN_EXE_meshctl")),
+                // Without a terminal of its own to copy from, `script` makes one of no size.
+                &format!(
+                    "stty rows 24 cols 100; exec {} {args}",
+                    env!("CARGO_BIN_EXE_meshctl")
+                ),
                 "/dev/null",
             ])
             .env_clear()
@@ -457,6 +461,8 @@ fn peer(n: u8, name: &str, user: &str) -> PeerStatus {
         last_seen_ms: None,
         path: PathStatus::Idle,
         rtt_ms: None,
+        loss_percent: None,
+        path_mtu: None,
         rx_bytes: 0,
         tx_bytes: 0,
         last_handshake_ms_ago: None,
@@ -471,6 +477,8 @@ pub(crate) fn status_running() -> Status {
             endpoint: "192.0.2.7:41641".parse().unwrap(),
         },
         rtt_ms: Some(12.34),
+        loss_percent: Some(2.6),
+        path_mtu: Some(1440),
         rx_bytes: 3_565_158,
         tx_bytes: 1_234,
         last_handshake_ms_ago: Some(12_000),
@@ -508,6 +516,7 @@ pub(crate) fn status_running() -> Status {
             suffix: "proxima".to_owned(),
             endpoints: vec!["192.0.2.2:41641".parse().unwrap()],
             interface: "proxima0".to_owned(),
+            userspace: None,
             is_sharing: false,
             expires_at_ms: None,
         }),

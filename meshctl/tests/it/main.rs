@@ -11,3 +11,4 @@ mod models;
 mod packaging;
 mod share;
 mod up;
+mod usage;

@@ -153,6 +153,7 @@ fn pong() -> PingReply {
             endpoint: "192.0.2.7:41641".parse().unwrap(),
         },
         rtt_ms: 1.234,
+        path_mtu: Some(1440),
     }
 }
 
@@ -179,12 +180,91 @@ fn ping_names_the_relay_that_carried_it() {
                 relay: RelayId::from_bytes([7; 10]),
                 name: name.to_owned(),
             },
+            path_mtu: None,
             ..pong()
         };
         let fake = Fake::running().json("POST", PATH_PING, &reply).start();
-        let text = fake.meshctl(&["ping", "gpu1"]);
+        let text = fake.meshctl(&["ping", "gpu1", "-c", "1"]);
         assert!(text.contains(words), "{text}");
+        assert!(text.contains("[exit 7]"), "{text}");
     }
+}
+
+#[test]
+fn ping_gives_a_direct_path_ten_probes() {
+    let relayed = PingReply {
+        path: PathStatus::Relayed {
+            relay: RelayId::from_bytes([7; 10]),
+            name: "tokyo".to_owned(),
+        },
+        path_mtu: None,
+        ..pong()
+    };
+    let fake = Fake::running().json("POST", PATH_PING, &relayed).start();
+    assert_snapshot!("ping_relayed", fake.meshctl(&["ping", "gpu1", "-i", "1ms"]));
+    assert_eq!(fake.asked().len(), 10);
+    let fake = Fake::running().json("POST", PATH_PING, &pong()).start();
+    let text = fake.meshctl(&["ping", "gpu1", "-i", "1ms"]);
+    assert!(text.contains("[exit 0]"), "{text}");
+    assert_eq!(fake.asked().len(), 1, "it went on after a direct answer");
+}
+
+fn why_step(subject: WhySubject, verdict: Verdict, message: &str) -> WhyStep {
+    WhyStep {
+        subject,
+        verdict,
+        message: message.to_owned(),
+        fix: None,
+    }
+}
+
+#[test]
+fn why_names_the_first_thing_that_fails() {
+    use Verdict::{Degraded, No, Unknown, Yes};
+    let why = |policy, offer, path| Why {
+        from: "laptop".to_owned(),
+        to: "gpu1".to_owned(),
+        port: 11434,
+        steps: vec![
+            why_step(WhySubject::Policy, policy, "laptop and port 11434 on gpu1"),
+            why_step(WhySubject::Name, Yes, "gpu1 is gpu1, 10.171.1.3"),
+            WhyStep {
+                fix: (offer == No).then(|| "meshctl share on".to_owned()),
+                ..why_step(WhySubject::Offer, offer, "what gpu1 shares")
+            },
+            why_step(WhySubject::Path, path, "the way to gpu1"),
+        ],
+    };
+    let mut all = String::new();
+    for (answer, exit) in [
+        (why(Yes, Yes, Yes), 0),
+        (why(No, No, No), 6),
+        (why(Yes, No, No), 5),
+        (why(Unknown, Yes, No), 5),
+        (why(Yes, Yes, Degraded), 7),
+        (why(Unknown, Yes, Yes), 7),
+    ] {
+        let fake = Fake::running().json("POST", PATH_WHY, &answer).start();
+        let text = fake.meshctl(&["why", "self", "gpu1:11434"]);
+        assert!(text.contains(&format!("[exit {exit}]")), "{text}");
+        all.push_str(&text);
+    }
+    let fake = Fake::running()
+        .json("POST", PATH_WHY, &why(Yes, No, Yes))
+        .start();
+    all.push_str(&fake.meshctl(&["why", "laptop", "[fd00::1]:11434", "--json"]));
+    assert_eq!(
+        fake.asked(),
+        [r#"POST /v1/why {"from":"laptop","to":"fd00::1","port":11434}"#]
+    );
+    for wrong in ["gpu1", "gpu1:", "gpu1:0", "gpu1:70000", ":80"] {
+        let text = fake.meshctl(&["why", "self", wrong]);
+        assert!(
+            text.contains("[exit 2]") && text.contains("gpu1:11434"),
+            "{text}"
+        );
+    }
+    assert_snapshot!("why", all);
 }
 
 #[test]
@@ -199,6 +279,7 @@ fn netcheck_shows_what_the_network_lets_through() {
     let easy = NetCheck {
         has_udp_ipv4: true,
         has_udp_ipv6: false,
+        no_ipv6: Some(NoIpv6::NoAddress),
         reflexive: vec!["203.0.113.5:41820".parse().unwrap()],
         mapping: Mapping::EndpointIndependent,
         port_mapping: Some(PortMapping {
@@ -209,6 +290,7 @@ fn netcheck_shows_what_the_network_lets_through() {
             relay(1, "tokyo"),
             RelayCheck {
                 is_connected: false,
+                rtt_ms: Some(3.21),
                 ..relay(2, "")
             },
         ],
@@ -331,6 +413,7 @@ fn settings_are_shown_and_changed_by_key() {
                 names: NameMode::Gateway,
                 dns: false,
                 operator_uid: Some(0),
+                ..Settings::default()
             },
         )
         .start();

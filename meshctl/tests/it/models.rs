@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use insta::assert_snapshot;
 use mesh_proto::local::*;
-use mesh_proto::share::{BackendApi, Digest};
+use mesh_proto::share::{BackendApi, Digest, Gpu, HostLive, Protocol, Speed};
 
 use crate::fake::{Fake, FakeBuilder, Terminal, node_id, status_of};
 
@@ -16,6 +16,10 @@ fn host(n: u8, name: &str) -> ModelHost {
         is_healthy: true,
         is_loaded: false,
         api: BackendApi::Ollama,
+        speaks: vec![Protocol::Ollama, Protocol::OpenAi],
+        n_slots: 2,
+        speed: None,
+        gpus: Vec::new(),
     }
 }
 
@@ -28,10 +32,22 @@ fn catalogue() -> Models {
         parameter_size: "3.2B".to_owned(),
         quantization: "Q4_K_M".to_owned(),
         context_length: 131_072,
-        capabilities: vec!["completion".to_owned()],
+        capabilities: vec!["completion".to_owned(), "tools".to_owned()],
+        price_class_milli: Some(3_200),
         hosts: vec![
             ModelHost {
                 is_loaded: true,
+                speed: Some(Speed {
+                    tokens_per_second: 71.0,
+                    first_token_ms: 120,
+                }),
+                gpus: vec![Gpu {
+                    name: "NVIDIA GeForce RTX 4090".to_owned(),
+                    memory_total_bytes: Some(24 << 30),
+                    driver: Some("570.86".to_owned()),
+                    is_mig: Some(false),
+                    ..Gpu::default()
+                }],
                 ..host(3, "gpu1")
             },
             ModelHost {
@@ -48,12 +64,14 @@ fn catalogue() -> Models {
         parameter_size: String::new(),
         quantization: String::new(),
         context_length: 0,
+        capabilities: vec!["completion".to_owned()],
+        price_class_milli: None,
         hosts: vec![ModelHost {
             is_healthy: false,
             api: BackendApi::OpenAi,
+            speaks: vec![Protocol::OpenAi],
             ..host(4, "lab")
         }],
-        ..llama.clone()
     };
     Models {
         models: vec![llama, smol],
@@ -68,6 +86,150 @@ fn models_lists_the_catalogue_and_filters_it() {
     assert_snapshot!("models", fake.both(&["models"]));
     assert_snapshot!("models_filtered", fake.meshctl(&["models", "smol*"]));
     assert_snapshot!("models_unknown", fake.both(&["models", "lamma3.2"]));
+}
+
+#[test]
+fn models_are_filtered_by_host_and_by_what_they_can() {
+    let fake = Fake::running()
+        .json("GET", PATH_MODELS, &catalogue())
+        .start();
+    for (args, llama, smol) in [
+        (&["--host", "GPU1"][..], true, false),
+        (&["--host", "lab"], false, true),
+        (&["--can", "tools"], true, false),
+        (&["--can", "completion"], true, true),
+        (&["--loaded"], true, false),
+        (
+            &["smol", "--can", "completion", "--host", "lab"],
+            false,
+            true,
+        ),
+    ] {
+        let said = fake.meshctl(&[&["models"], args].concat());
+        assert!(said.contains("[exit 0]"), "{said}");
+        assert_eq!(said.contains("llama3.2"), llama, "{said}");
+        assert_eq!(said.contains("smollm2"), smol, "{said}");
+    }
+    for (args, why) in [
+        (&["--can", "vision"][..], "no model fits these conditions"),
+        (
+            &["smol", "--can", "tools"],
+            "no model fits `smol` and the other conditions",
+        ),
+    ] {
+        let said = fake.meshctl(&[&["models"], args].concat());
+        assert!(said.contains("[exit 5]") && said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn a_wish_is_told_and_taken_back() {
+    let fake = Fake::running().done(PATH_WANTS).start();
+    assert_snapshot!(
+        "models_want",
+        fake.both(&["models", "want", "llama3.3:70b"])
+    );
+    assert_snapshot!(
+        "models_want_not",
+        fake.meshctl(&["models", "want", "llama3.3:70b", "--not"])
+    );
+    assert_eq!(
+        fake.asked().last().unwrap(),
+        r#"POST /v1/wants {"model":"llama3.3:70b","is_over":true}"#
+    );
+    let many = Fake::running()
+        .error(
+            "POST",
+            PATH_WANTS,
+            409,
+            "conflict",
+            "you want 20 models already",
+        )
+        .start();
+    let said = many.meshctl(&["models", "want", "x"]);
+    assert!(
+        said.contains("[exit 1]") && said.contains("20 models"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_host_is_asked_to_pull_until_it_is_done_or_says_no() {
+    let done = PullStatus::of("llama3.2:1b", PullState::Done);
+    let fake = Fake::running().json("POST", PATH_PULL, &done).start();
+    let args = ["models", "pull", "llama3.2:1b", "--on", "gpu1"];
+    assert_snapshot!("models_pull", fake.both(&args));
+    assert_eq!(
+        fake.asked().last().unwrap(),
+        r#"POST /v1/pull {"model":"llama3.2:1b","host":"gpu1"}"#
+    );
+    let failed = PullStatus {
+        message: Some("the model takes 5000 MiB, and 9 MiB are left".to_owned()),
+        ..PullStatus::of("llama3.2:1b", PullState::Failed)
+    };
+    let fake = Fake::running().json("POST", PATH_PULL, &failed).start();
+    assert_snapshot!("models_pull_failed", fake.both(&args));
+    let refused = Fake::running()
+        .error(
+            "POST",
+            PATH_PULL,
+            403,
+            "refused",
+            "its owner does not let you",
+        )
+        .start();
+    let said = refused.meshctl(&args);
+    assert!(said.contains("[exit 6]"), "{said}");
+}
+
+#[test]
+fn top_shows_the_hosts_as_text_and_as_json() {
+    let host = |n: u8, name: &str, live: Option<HostLive>| TopHost {
+        id: node_id(n),
+        name: name.parse().unwrap(),
+        user: "anna".parse().unwrap(),
+        is_self: n == 2,
+        is_online: live.is_some(),
+        n_models: 3,
+        live,
+    };
+    let live = HostLive {
+        n_slots: 4,
+        n_active: 1,
+        n_queued: 2,
+        n_output_tokens: 77,
+        loaded: vec!["llama3.2:latest".to_owned()],
+        gpus: vec![Gpu {
+            name: "NVIDIA GeForce RTX 4090".to_owned(),
+            utilization_percent: Some(97),
+            ..Gpu::default()
+        }],
+    };
+    let top = Top {
+        hosts: vec![host(3, "gpu1", Some(live)), host(2, "laptop", None)],
+    };
+    let fake = Fake::running().json("GET", PATH_TOP, &top).start();
+    assert_snapshot!("top_once", fake.both(&["top", "--once"]));
+    assert_snapshot!("top_no_terminal", fake.meshctl(&["top"]));
+    let fast = fake.meshctl(&["top", "--interval", "10ms"]);
+    assert!(fast.contains("[exit 2]"), "{fast}");
+    let nobody = Fake::running()
+        .json("GET", PATH_TOP, &Top::default())
+        .start();
+    let said = nobody.meshctl(&["top", "--once"]);
+    assert!(said.contains("Nobody shares a model"), "{said}");
+}
+
+#[test]
+fn top_draws_on_a_terminal_and_ends_with_q() {
+    let fake = Fake::running()
+        .json("GET", PATH_TOP, &Top::default())
+        .start();
+    let mut terminal = Terminal::open(&fake, "top --interval 200ms");
+    terminal.await_text("q quit", 1);
+    terminal.press("q");
+    let (code, _) = terminal.close();
+    assert_eq!(code, Some(0));
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn up_tells_name_addresses_and_what_next() {
     );
     assert_eq!(
         fake.asked().last().unwrap(),
-        r#"POST /v1/up {"auth_key":null,"hostname":"laptop","timeout_ms":2000}"#
+        r#"POST /v1/up {"auth_key":null,"hostname":"laptop","timeout_ms":2000,"userspace":false}"#
     );
 }
 

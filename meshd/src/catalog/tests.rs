@@ -75,7 +75,9 @@ fn a_name_too_long_for_a_label_answers_to_its_cut_and_to_its_dotted_form() {
     assert_eq!(found(catalog.lookup(cut)), normalise(model));
     assert_eq!(found(catalog.lookup(&fold(model))), normalise(model));
     assert_eq!(
-        catalog.label_of(&catalog.entries()[0]).as_deref(),
+        catalog
+            .label_of(catalog.entries().next().unwrap())
+            .as_deref(),
         Some(cut)
     );
 }
@@ -87,7 +89,7 @@ fn two_models_with_one_slug_are_ambiguous_and_keep_their_ids() {
     assert_eq!(found(catalog.by_digest(&digest(1).short())), "llama3-2:1b");
     assert_eq!(found(catalog.by_digest(&digest(2).short())), "llama3.2:1b");
     assert_eq!(found(catalog.lookup_model("llama3.2:1b")), "llama3.2:1b");
-    assert_eq!(catalog.label_of(&catalog.entries()[0]), None);
+    assert_eq!(catalog.label_of(catalog.entries().next().unwrap()), None);
     assert_eq!(catalog.models().models[0].dns_name, None);
 }
 
@@ -182,7 +184,7 @@ fn a_host_is_asked_for_what_it_has_itself() {
 #[test]
 fn hosts_stand_best_first_and_lost_ones_last_or_not_at_all() {
     let mut loaded = offers(&[("m", 1)]);
-    loaded.models[0].is_loaded = true;
+    Arc::make_mut(&mut loaded.models[0]).is_loaded = true;
     let peers = vec![
         peer(1, "gpu1", offers(&[("m", 1)])),
         peer(2, "gpu2", loaded),
@@ -206,7 +208,7 @@ fn hosts_stand_best_first_and_lost_ones_last_or_not_at_all() {
 #[test]
 fn a_host_stands_once_however_often_it_lists_a_name() {
     let mut twice = offers(&[("m", 1), ("M:latest", 2)]);
-    twice.models.push(offer("library/m", 3));
+    twice.models.push(offer("library/m", 3).into());
     let catalog = Catalog::build(&view_of(offers(&[]), vec![peer(1, "gpu1", twice)]), |_| {
         false
     });

@@ -3,20 +3,32 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_proto::control::code;
-use mesh_proto::local::{
-    DnsStatus, Models, NetCheck, PingReply, PingRequest, Problem, RunState, SetRequest, Settings,
-    ShareRequest, ShareStatus, Status, UpRequest,
+use mesh_proto::control::{
+    AllowedReply, AllowedRequest, PATH_ALLOWED, PATH_WANT, PATH_WANTED, WantRequest, Wanted, code,
 };
+use mesh_proto::filter::Allow;
+use mesh_proto::local::{
+    DnsAnswer, DnsQuery, DnsStatus, Models, NetCheck, PingReply, PingRequest, Problem, PullRequest,
+    PullStatus, RunState, SetRequest, Settings, ShareRequest, ShareStatus, Status, Suggestions,
+    Top, UpRequest, Why, WhyRequest,
+};
+use mesh_proto::share::HostOffers;
+use mesh_proto::usage::UsageReport;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::OVERLAY_FAILED;
 use super::command::{Answer, Command};
+use super::wants;
+use super::why::{Question, Read};
 use super::wiring::NAMES_PENDING;
 use crate::catalog::Catalog;
+use crate::choice::Hosts;
+use crate::control::ControlError;
+use crate::gateway::PullError;
 use crate::inventory::InventoryStatus;
 use crate::local::{LocalApi, LocalError, WaitFor};
-use crate::view::{Liveness, ViewReceiver};
+use crate::meter::Meter;
+use crate::view::ViewReceiver;
 
 pub(super) const UP_TIMEOUT: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,6 +37,11 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOOK_POLL: Duration = Duration::from_millis(50);
 /// How long `share` waits for the backends to be looked at.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long `why` waits for the other node's answer, and for the coordinator's.
+const WHY_PING: Duration = Duration::from_secs(2);
+const WHY_POLICY: Duration = Duration::from_secs(3);
+/// How long the coordinator may take to take in or tell what is wanted.
+const WANTS_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// How often `wait ready` looks again; readiness has parts outside the loop.
 const READY_POLL: Duration = Duration::from_millis(50);
@@ -36,8 +53,9 @@ pub(super) struct Api {
     run_state: watch::Receiver<RunState>,
     trouble: watch::Receiver<Option<Problem>>,
     view: ViewReceiver,
-    liveness: Arc<Liveness>,
+    hosts: Arc<Hosts>,
     inventory: watch::Receiver<Arc<InventoryStatus>>,
+    meter: Arc<Meter>,
 }
 
 impl Api {
@@ -46,16 +64,18 @@ impl Api {
         run_state: watch::Receiver<RunState>,
         trouble: watch::Receiver<Option<Problem>>,
         view: ViewReceiver,
-        liveness: Arc<Liveness>,
+        hosts: Arc<Hosts>,
         inventory: watch::Receiver<Arc<InventoryStatus>>,
+        meter: Arc<Meter>,
     ) -> Self {
         Self {
             commands,
             run_state,
             trouble,
             view,
-            liveness,
+            hosts,
             inventory,
+            meter,
         }
     }
 
@@ -94,6 +114,24 @@ impl Api {
                 Err(LocalError::new(code::NEEDS_LOGIN, why))
             }
             Ok(Err(_)) => Err(LocalError::new(code::UNAVAILABLE, "meshd is stopping")),
+        }
+    }
+
+    /// Asks the coordinator what one node may open on another; why it cannot be known otherwise.
+    async fn allowed(&self, asked: &AllowedRequest) -> Result<Vec<Allow>, ControlError> {
+        let link = self.ask(Command::Link).await;
+        let mut link = link.map_err(|err| ControlError::Unreachable {
+            url: String::new(),
+            reason: err.to_string(),
+        })?;
+        let url = link.url().to_owned();
+        let told = link.call::<_, AllowedReply>(PATH_ALLOWED, asked);
+        match tokio::time::timeout(WHY_POLICY, told).await {
+            Ok(told) => told.map(|told| told.allow),
+            Err(_) => Err(ControlError::Unreachable {
+                url,
+                reason: "no answer in time".to_owned(),
+            }),
         }
     }
 
@@ -209,13 +247,85 @@ impl LocalApi for Api {
             })
     }
 
-    async fn models(&self) -> Result<Models, LocalError> {
-        let view = self.view.borrow().clone();
-        let view = view.ok_or_else(|| {
-            LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
-        })?;
+    async fn why(&self, request: WhyRequest) -> Result<Why, LocalError> {
+        let view = self.view.borrow().clone().ok_or_else(not_up)?;
         let now = Instant::now();
-        Ok(Catalog::build(&view, |node| self.liveness.is_down(node, now)).models())
+        let catalog = Catalog::build(&view, |node| self.hosts.is_down(node, now));
+        let question = match Question::read(&view, &catalog, &request)? {
+            Read::Asks(question) => question,
+            Read::Answered(why) => return Ok(why),
+        };
+        let policy = match question.local_policy() {
+            Some(allow) => Ok(allow),
+            None => self.allowed(&question.asks_coordinator()).await,
+        };
+        let (status, pong) = match question.far_end() {
+            Some(node) => {
+                let target = node.to_string();
+                let timeout_ms = Some(u64::try_from(WHY_PING.as_millis()).unwrap_or(u64::MAX));
+                let pong = self.ping(PingRequest { target, timeout_ms }).await;
+                let status = self.ask(Command::Status).await?;
+                let peer = status.peers.into_iter().find(|peer| peer.id == node);
+                (peer, Some(pong))
+            }
+            None => (None, None),
+        };
+        Ok(question.answer(policy, status.as_ref(), pong))
+    }
+
+    async fn models(&self) -> Result<Models, LocalError> {
+        let view = self.view.borrow().clone().ok_or_else(not_up)?;
+        let now = Instant::now();
+        let mut models = Catalog::build(&view, |node| self.hosts.is_down(node, now)).models();
+        for host in models.models.iter_mut().flat_map(|model| &mut model.hosts) {
+            let offers: &HostOffers = match view.netmap.peers.get(&host.id) {
+                Some(peer) => &peer.offers,
+                None => &view.own_offers,
+            };
+            host.n_slots = offers.n_slots;
+            host.gpus.clone_from(&offers.gpus);
+        }
+        Ok(models)
+    }
+
+    async fn top(&self) -> Result<Top, LocalError> {
+        let gateway = self.ask(Command::Gateway).await?;
+        gateway.top().await.ok_or_else(not_up)
+    }
+
+    async fn pull(&self, request: PullRequest) -> Result<PullStatus, LocalError> {
+        let gateway = self.ask(Command::Gateway).await?;
+        let told = gateway.pull(&request.host, &request.model).await;
+        told.map_err(|err| {
+            let code = match &err {
+                PullError::NotUp => code::NEEDS_LOGIN,
+                PullError::NoHost(_) => code::NOT_FOUND,
+                PullError::Refused { status, .. } => match status {
+                    400..=402 => code::BAD_REQUEST,
+                    403 => code::REFUSED,
+                    _ => code::UNAVAILABLE,
+                },
+                PullError::Unreachable => code::TIMEOUT,
+            };
+            LocalError::new(code, err.to_string())
+        })
+    }
+
+    async fn want(&self, request: WantRequest) -> Result<(), LocalError> {
+        let mut link = self.ask(Command::Link).await?;
+        let told = link.post(PATH_WANT, &request);
+        within(WANTS_TIMEOUT, told).await
+    }
+
+    async fn suggestions(&self) -> Result<Suggestions, LocalError> {
+        let view = self.view.borrow().clone().ok_or_else(not_up)?;
+        let mut link = self.ask(Command::Link).await?;
+        let asked = link.call::<_, Wanted>(PATH_WANTED, &());
+        let wanted = within(WANTS_TIMEOUT, asked).await?;
+        let now = Instant::now();
+        let catalog = Catalog::build(&view, |node| self.hosts.is_down(node, now));
+        let inventory = self.inventory.borrow().clone();
+        Ok(wants::suggestions(wanted, &catalog, &inventory))
     }
 
     async fn share_status(&self) -> Result<ShareStatus, LocalError> {
@@ -230,6 +340,10 @@ impl LocalApi for Api {
         // A backend that does not answer in time must not hold the answer up: the status tells of it.
         let _ = tokio::time::timeout(SHARE_TIMEOUT, looked).await;
         self.ask(Command::ShareStatus).await
+    }
+
+    async fn usage(&self, n_days: u32) -> Result<UsageReport, LocalError> {
+        Ok(self.meter.report(n_days))
     }
 
     async fn settings(&self) -> Result<Settings, LocalError> {
@@ -256,6 +370,10 @@ impl LocalApi for Api {
         self.ask(Command::Dns).await
     }
 
+    async fn dns_query(&self, query: DnsQuery) -> Result<DnsAnswer, LocalError> {
+        self.ask(|answer| Command::DnsQuery(query, answer)).await
+    }
+
     async fn metrics(&self) -> Result<String, LocalError> {
         self.ask(Command::Observe).await?;
         Ok(crate::metrics::render())
@@ -278,4 +396,26 @@ impl LocalApi for Api {
             "metrics": crate::metrics::render(),
         }))
     }
+}
+
+/// What the coordinator says, if it does so in time.
+async fn within<T>(
+    timeout: Duration,
+    asked: impl Future<Output = Result<T, ControlError>>,
+) -> Result<T, LocalError> {
+    match tokio::time::timeout(timeout, asked).await {
+        Ok(Ok(told)) => Ok(told),
+        Ok(Err(ControlError::Refused { code, message })) => {
+            Err(LocalError::from_wire(&code, message))
+        }
+        Ok(Err(err)) => Err(LocalError::new(code::UNAVAILABLE, err.to_string())),
+        Err(_) => Err(LocalError::new(
+            code::TIMEOUT,
+            "the coordinator did not answer in time; see `meshctl status`",
+        )),
+    }
+}
+
+fn not_up() -> LocalError {
+    LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
 }

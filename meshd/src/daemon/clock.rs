@@ -1,12 +1,15 @@
 //! The time by which keys expire: this machine's clock, set right by what the coordinator signs. Pure.
 //!
 //! A machine may start with its clock years off. It joins all the same, and from the first word of its coordinator on it
-//! takes the coordinator's time where the two are far apart; no older word moves that time back.
+//! takes the coordinator's time where the two are far apart; no older word moves that time back. Without a word in this run,
+//! a clock that is more than a year past the last kept one is taken to be wrong rather than all peers to have expired.
 
 use std::time::Instant;
 
 /// How far the clocks may be apart before this machine's is taken to be wrong.
 const SKEW_MAX_MS: u64 = 300_000;
+/// No machine is expected to have been without a coordinator for so long.
+const ALONE_MAX_MS: u64 = 366 * 24 * 3_600_000;
 
 /// The time of the mesh.
 #[derive(Debug, Default)]
@@ -75,7 +78,13 @@ impl MeshClock {
     /// Unix milliseconds.
     pub(super) fn unix_ms(&self, now: Instant, wall_ms: u64) -> u64 {
         let Some(heard) = self.heard else {
-            return wall_ms.max(self.floor_ms);
+            let is_wrong =
+                self.floor_ms != 0 && wall_ms > self.floor_ms.saturating_add(ALONE_MAX_MS);
+            return if is_wrong {
+                self.floor_ms
+            } else {
+                wall_ms.max(self.floor_ms)
+            };
         };
         // The machine's own clock also goes while it sleeps; the other one stays right when somebody sets the first. One
         // that is behind needs no correction then, and gets none that would outlast its being set right.
@@ -157,5 +166,6 @@ mod tests {
         clock.on_kept(TRUE_MS - DAY_MS);
         assert_eq!(clock.unix_ms(now, 0), TRUE_MS);
         assert_eq!(clock.unix_ms(now, TRUE_MS + DAY_MS), TRUE_MS + DAY_MS);
+        assert_eq!(clock.unix_ms(now, TRUE_MS + 3_650 * DAY_MS), TRUE_MS);
     }
 }

@@ -1,21 +1,47 @@
 //! What the control socket asks of the loop, and what the loop does about it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_proto::auth_key::{AuthKey, pin_of};
 use mesh_proto::control::code;
 use mesh_proto::id::NodeId;
 use mesh_proto::local::{
-    DnsStatus, NetCheck, PingReply, PingRequest, RunState, SetRequest, Settings, ShareRequest,
-    ShareStatus, Status, UpRequest,
+    DnsAnswer, DnsQuery, DnsStatus, NetCheck, PingReply, PingRequest, PullChange, RunState,
+    SetRequest, Settings, ShareRequest, ShareStatus, Status, UpRequest, UserspaceMode,
 };
+use mesh_proto::share::PullPolicy;
 use tokio::sync::oneshot;
 
 use super::api::UP_TIMEOUT;
 use super::{Daemon, internal};
+use crate::control::Link;
+use crate::gateway::Gateway;
 use crate::inventory::ShareConfig;
 use crate::local::{LocalError, apply_settings};
 use crate::state_dir::Membership;
+
+/// The most users that may have this machine pull models.
+const N_PULL_USERS_MAX: usize = 256;
+
+/// What is left of a policy on pulls after a change.
+fn changed_pulls(pulls: PullPolicy, change: PullChange) -> Result<PullPolicy, LocalError> {
+    let pulls = PullPolicy {
+        users: change.users.unwrap_or(pulls.users),
+        budget_bytes: change.budget_bytes.unwrap_or(pulls.budget_bytes),
+    };
+    let bad = |message: String| Err(LocalError::new(code::BAD_REQUEST, message));
+    if pulls.users.len() > N_PULL_USERS_MAX {
+        return bad(format!("at most {N_PULL_USERS_MAX} users can be named"));
+    }
+    if !pulls.users.is_empty() && pulls.budget_bytes == 0 {
+        return bad(
+            "say how much of the disk their models may take: `meshctl share set --pull-budget 50GiB`"
+                .to_owned(),
+        );
+    }
+    Ok(pulls)
+}
 
 /// Where the answer to a command goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, LocalError>>;
@@ -29,11 +55,16 @@ pub(super) enum Command {
     Logout(Answer<()>),
     Rotate(Answer<()>),
     Ping(PingRequest, Answer<PingReply>),
+    /// A link to the coordinator for one question.
+    Link(Answer<Link>),
+    /// The way to other hosts.
+    Gateway(Answer<Arc<Gateway>>),
     ShareStatus(Answer<ShareStatus>),
     Share(ShareRequest, Answer<ShareConfig>),
     Settings(Answer<Settings>),
     Set(SetRequest, Answer<Settings>),
     Dns(Answer<DnsStatus>),
+    DnsQuery(DnsQuery, Answer<DnsAnswer>),
     /// Asks what the network looks like.
     LookAround(Answer<()>),
     /// What it looks like, and whether that is all that can be known now.
@@ -52,11 +83,14 @@ impl Daemon {
             Command::Logout(answer) => self.logout(answer),
             Command::Rotate(answer) => self.rotate(answer),
             Command::Ping(request, answer) => self.ping(&request, answer),
+            Command::Link(answer) => drop(answer.send(self.link())),
+            Command::Gateway(answer) => drop(answer.send(self.gateway())),
             Command::ShareStatus(answer) => drop(answer.send(Ok(self.share_status()))),
             Command::Share(request, answer) => drop(answer.send(self.share(request))),
             Command::Settings(answer) => drop(answer.send(Ok(self.settings.clone()))),
             Command::Set(request, answer) => drop(answer.send(self.set(&request).await)),
             Command::Dns(answer) => drop(answer.send(self.dns_status())),
+            Command::DnsQuery(query, answer) => drop(answer.send(self.dns_query(&query))),
             Command::LookAround(answer) => drop(answer.send(self.look_around())),
             Command::NetCheck(answer) => drop(answer.send(self.net_check())),
             Command::Observe(answer) => {
@@ -67,6 +101,15 @@ impl Daemon {
     }
 
     async fn up(&mut self, request: &UpRequest, answer: Answer<()>) {
+        if request.userspace && self.settings.userspace != UserspaceMode::On {
+            let settings = Settings {
+                userspace: UserspaceMode::On,
+                ..self.settings.clone()
+            };
+            if let Err(err) = self.change_settings(settings).await {
+                return drop(answer.send(Err(err)));
+            }
+        }
         match self.plan_up(request) {
             Ok(Plan::Join(key)) => self.join(key, request.hostname.clone(), None, answer),
             Ok(Plan::SwitchOn(membership)) => {
@@ -182,6 +225,9 @@ impl Daemon {
         share.models = request.models.unwrap_or(share.models);
         share.audience = request.audience.unwrap_or(share.audience);
         share.backends = request.backends.unwrap_or(share.backends);
+        if let Some(change) = request.pulls {
+            share.pulls = changed_pulls(share.pulls, change)?;
+        }
         if let Some(n_slots) = request.n_slots {
             if !(1..=1024).contains(&n_slots) {
                 return Err(LocalError::new(
@@ -191,6 +237,12 @@ impl Daemon {
             }
             share.n_slots = n_slots;
         }
+        if let Some(change) = request.door {
+            share.door = share
+                .door
+                .changed(change)
+                .map_err(|err| LocalError::new(code::BAD_REQUEST, err.to_string()))?;
+        }
         check_share(&share).map_err(|message| LocalError::new(code::BAD_REQUEST, message))?;
         self.state.set_share(&share).map_err(internal)?;
         self.share.send_replace(share.clone());
@@ -199,8 +251,20 @@ impl Daemon {
 
     async fn set(&mut self, request: &SetRequest) -> Result<Settings, LocalError> {
         let settings = apply_settings(&self.settings, request)?;
+        self.change_settings(settings).await?;
+        Ok(self.settings.clone())
+    }
+
+    /// Keeps the settings and has the node follow them.
+    async fn change_settings(&mut self, settings: Settings) -> Result<(), LocalError> {
         self.state.set_settings(&settings).map_err(internal)?;
+        let face = |settings: &Settings| {
+            let listeners = (settings.socks5, settings.http_proxy, settings.gateway);
+            (settings.userspace, listeners)
+        };
+        let is_face_changed = face(&settings) != face(&self.settings);
         let is_dns_changed = settings.dns != self.settings.dns;
+        let is_relay_changed = settings.relay != self.settings.relay;
         self.settings = settings;
         self.publish_view();
         if is_dns_changed {
@@ -213,7 +277,13 @@ impl Daemon {
                 overlay.wire(wants_dns, &self.state).await;
             }
         }
-        Ok(self.settings.clone())
+        if is_relay_changed {
+            self.offer_relay().await;
+        }
+        if is_face_changed {
+            self.remake_overlay().await;
+        }
+        Ok(())
     }
 }
 

@@ -24,6 +24,8 @@ use super::overlay::{Overlay, Parts};
 use crate::control::{self, ControlEvent, Credentials, Link, Report};
 use crate::dial::Dialer;
 use crate::local::LocalError;
+use crate::os::linux::changes::Changed;
+use crate::relay::offer::{Offer, OfferConfig};
 use crate::state_dir::{Membership, StateDir};
 use crate::view::{ByIpv4, View};
 
@@ -52,6 +54,11 @@ pub(super) struct Session {
     revision: watch::Sender<Option<Revision>>,
     redial: watch::Sender<u64>,
     pings: BTreeMap<PingToken, Answer<PingReply>>,
+    /// Who this node is to its coordinator, and how it is reached.
+    credentials: Credentials,
+    link: Box<dyn Fn() -> Link + Send + Sync>,
+    /// The relay that this node offers, if it does.
+    relay_offer: Option<Offer>,
     tasks: JoinSet<()>,
     cancel: CancellationToken,
 }
@@ -65,6 +72,26 @@ pub(super) struct ControlState {
     error: Option<String>,
     /// The last map that was refused for being older than the one in use.
     pub(super) refused_map: Option<Revision>,
+}
+
+/// Why the network is looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The kernel told of a change.
+    Changed(Changed),
+    /// What it told got lost, and may have been anything.
+    Lost,
+    /// The machine slept, or this process stood still: mappings of NATs, links and peers may be gone.
+    Slept,
+}
+
+impl Cause {
+    fn has_routes(&self) -> bool {
+        match self {
+            Self::Changed(changed) => changed.has_routes,
+            Self::Lost | Self::Slept => true,
+        }
+    }
 }
 
 impl Session {
@@ -88,13 +115,10 @@ impl Session {
         let tls = control::tls_config(pin_of(&credentials.coordinator_key))
             .map_err(anyhow::Error::msg)
             .context("TLS")?;
-        let link = || {
-            Link::new(
-                credentials.urls.clone(),
-                Arc::clone(&tls),
-                credentials.machine_key.clone(),
-            )
-            .through(dialer.clone())
+        let link = {
+            let (urls, key) = (credentials.urls.clone(), credentials.machine_key.clone());
+            let dialer = dialer.clone();
+            move || Link::new(urls.clone(), Arc::clone(&tls), key.clone()).through(dialer.clone())
         };
         let map = MapKeeper::load(state, &credentials)?;
         let mut clock = MeshClock::default();
@@ -137,6 +161,9 @@ impl Session {
             revision,
             redial,
             pings: BTreeMap::new(),
+            credentials,
+            link: Box::new(link),
+            relay_offer: None,
             tasks,
             cancel,
         };
@@ -155,9 +182,39 @@ impl Session {
         // Nobody takes what the stream still has to say, and it must not wait for that.
         self.events.close();
         if let Some(overlay) = self.overlay.take() {
-            overlay.stop().await;
+            overlay.leave().await;
+        }
+        if let Some(offer) = self.relay_offer.take() {
+            offer.stop().await;
         }
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Offers the mesh a relay at this node, or no more.
+    pub(super) async fn offer_relay(
+        &mut self,
+        is_wanted: bool,
+        state: &StateDir,
+        port: u16,
+    ) -> anyhow::Result<()> {
+        if is_wanted && self.relay_offer.is_none() {
+            let key = state.relay_key()?;
+            self.relay_offer = Some(Offer::start(OfferConfig {
+                link: (self.link)(),
+                coordinator: self.credentials.coordinator_key,
+                node: self.credentials.machine_key.public(),
+                key,
+                port,
+            }));
+        } else if !is_wanted && let Some(offer) = self.relay_offer.take() {
+            offer.stop().await;
+        }
+        Ok(())
+    }
+
+    /// Why the relay that this node offers is of no use, when it is not.
+    pub(super) fn relay_trouble(&self) -> Option<String> {
+        self.relay_offer.as_ref().and_then(Offer::trouble)
     }
 
     pub(super) fn has_map(&self) -> bool {
@@ -251,6 +308,8 @@ impl Session {
         };
         self.retry = None;
         overlay.relays.set_known(&netmap.network.relays);
+        let peers = netmap.peers.values().map(|peer| peer.node_key).collect();
+        overlay.relays.set_peers(peers);
         overlay
             .engine
             .handle_control(Instant::now(), Update::Netmap { netmap, unix_ms });
@@ -364,12 +423,15 @@ impl Session {
                     overlay.relays.set_home(relay);
                     is_moved = true;
                 }
+                Event::Upnp(order) => overlay.upnp.order(order),
                 Event::NeedRelay(relay) => overlay.relays.need(relay),
+                Event::SparesInUse(numbers) => overlay.dataplane.keep_spares(&numbers),
                 Event::Pong {
                     node,
                     token,
                     rtt,
                     path,
+                    path_mtu,
                 } => {
                     if let (Some(answer), Some(peer)) = (
                         self.pings.remove(&token),
@@ -384,6 +446,7 @@ impl Session {
                             ip: IpAddr::V4(peer.ipv4),
                             path,
                             rtt_ms: rtt.as_secs_f64() * 1e3,
+                            path_mtu,
                         };
                         // The asker may have given up meanwhile.
                         let _ = answer.send(Ok(reply));
@@ -421,22 +484,28 @@ impl Session {
         });
     }
 
-    /// The machine's network changed; true when this node's endpoints did.
-    pub(super) async fn on_network(&mut self, now: Instant, has_routes: bool) -> bool {
+    /// The machine's network changed, or may have; true when it did.
+    pub(super) async fn on_network(&mut self, now: Instant, cause: &Cause) -> bool {
         let Some(overlay) = &mut self.overlay else {
-            if !self.status.is_connected {
+            if !self.status.is_connected || *cause == Cause::Slept {
                 self.redial.send_modify(|n| *n += 1);
             }
             return false;
         };
         // Another way out may lead by another address of this machine, and past what an old connection goes by.
-        let is_rerouted = has_routes && overlay.refresh_routes().await;
+        let is_rerouted = cause.has_routes() && overlay.refresh_routes().await;
         let is_moved = overlay.refresh_endpoints().await;
         overlay.refresh_gateway().await;
-        if !is_moved && !is_rerouted {
+        overlay.refresh_mtu().await;
+        let is_doubtful = match cause {
+            Cause::Changed(changed) => overlay.leads_by(&changed.regained),
+            Cause::Lost => false,
+            Cause::Slept => true,
+        };
+        if !is_moved && !is_rerouted && !is_doubtful {
             return false;
         }
-        tracing::info!(is_moved, is_rerouted, "the network changed");
+        tracing::info!(is_moved, is_rerouted, is_doubtful, "the network changed");
         overlay.dataplane.rebind();
         overlay
             .engine
@@ -547,7 +616,9 @@ impl Session {
 fn path_status(path: Option<Destination>, netmap: Option<&Netmap>) -> PathStatus {
     match path {
         None => PathStatus::Connecting,
-        Some(Destination::Udp(endpoint)) => PathStatus::Direct { endpoint },
+        Some(Destination::Udp(endpoint) | Destination::Spare { endpoint, .. }) => {
+            PathStatus::Direct { endpoint }
+        }
         Some(Destination::Relay { relay, .. }) => PathStatus::Relayed {
             relay,
             name: netmap.map_or_else(String::new, |netmap| relay_name(netmap, &relay)),

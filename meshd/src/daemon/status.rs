@@ -1,19 +1,23 @@
 //! The status of the node, put together from its parts.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_proto::control::code;
+use mesh_proto::door::DoorStatus;
 use mesh_proto::id::NodeId;
 use mesh_proto::local::{
-    DnsStatus, NetCheck, NodeStatus, PathStatus, PeerStatus, PortMapping, Problem, RelayCheck,
-    ShareStatus, Status,
+    DnsAnswer, DnsQuery, DnsStatus, NetCheck, NoIpv6, NodeStatus, PathStatus, PeerStatus,
+    PortMapping, Problem, RelayCheck, ShareStatus, Status,
 };
 use mesh_proto::netmap::Revision;
 
 use super::Daemon;
 use super::overlay::Overlay;
 use super::session::Session;
+use crate::gateway::Gateway;
 use crate::local::LocalError;
 
 impl Daemon {
@@ -32,6 +36,7 @@ impl Daemon {
     fn node_status(&self, session: &Session) -> Option<NodeStatus> {
         let netmap = session.netmap()?;
         let (node, network) = (&netmap.node, &netmap.network);
+        let userspace = session.overlay.as_ref().and_then(Overlay::userspace);
         Some(NodeStatus {
             id: node.id,
             name: node.name.clone(),
@@ -41,15 +46,22 @@ impl Daemon {
             network_id: network.id,
             ipv4: node.ipv4,
             ipv6: node.ipv6,
-            gateway_url: format!(
-                "http://ollama.{}:{}",
-                network.suffix,
-                mesh_proto::MODEL_PORT
-            ),
+            gateway_url: match userspace {
+                Some(userspace) => format!("http://{}", userspace.gateway),
+                None => format!(
+                    "http://ollama.{}:{}",
+                    network.suffix,
+                    mesh_proto::MODEL_PORT
+                ),
+            },
             service_ipv4: network.service_ipv4,
             suffix: network.suffix.clone(),
             endpoints: session.endpoints(),
-            interface: self.config.interface.clone(),
+            interface: match userspace {
+                Some(_) => String::new(),
+                None => self.config.interface.clone(),
+            },
+            userspace: userspace.cloned(),
             is_sharing: self.share.borrow().is_on,
             expires_at_ms: node.expires_at_ms,
         })
@@ -79,6 +91,11 @@ impl Daemon {
             }
             problems.extend(session.clock_ahead_ms().map(wrong_clock));
             problems.extend(session.map_trouble().map(unkept_map));
+            problems.extend(session.relay_trouble().map(|message| Problem {
+                code: code::RELAY_UNREACHABLE.to_owned(),
+                message,
+                fix: Some("meshctl set relay=off".to_owned()),
+            }));
             problems.extend(self.unused_key_problem());
             problems.extend(
                 session
@@ -103,6 +120,9 @@ impl Daemon {
         {
             crate::metrics::observe_dataplane(&overlay.dataplane.stats());
         }
+        let share = self.share_status();
+        let is_closed = share.door.closed.is_some();
+        crate::metrics::observe_door(share.n_active, share.n_queued, is_closed);
     }
 
     pub(super) fn share_status(&self) -> ShareStatus {
@@ -111,11 +131,12 @@ impl Daemon {
         // The offers follow the settings a moment later, and are empty while sharing is off.
         offers.audience = share.audience.clone();
         let inventory = self.inventory.status.borrow().clone();
-        let (n_active, n_queued) = self
+        let overlay = self
             .session
             .as_ref()
-            .and_then(|session| session.overlay.as_ref())
-            .map_or((0, 0), |overlay| overlay.load());
+            .and_then(|session| session.overlay.as_ref());
+        let (n_active, n_queued) = overlay.map_or((0, 0), |overlay| overlay.load());
+        let queue = overlay.map_or_else(Vec::new, |overlay| overlay.guests());
         ShareStatus {
             is_on: share.is_on,
             models: share.models,
@@ -124,7 +145,22 @@ impl Daemon {
             n_active,
             n_queued,
             gpus: inventory.gpus.clone(),
+            door: DoorStatus {
+                policy: share.door,
+                closed: inventory.closed,
+                queue,
+            },
+            pulls: share.pulls,
         }
+    }
+
+    /// The gateway, once there is an overlay.
+    pub(super) fn gateway(&self) -> Result<Arc<Gateway>, LocalError> {
+        let session = self.session.as_ref();
+        let overlay = session.and_then(|session| session.overlay.as_ref());
+        overlay.map(Overlay::gateway).ok_or_else(|| {
+            LocalError::new(code::NEEDS_LOGIN, "the node is not up: run `meshctl up`")
+        })
     }
 
     pub(super) fn dns_status(&self) -> Result<DnsStatus, LocalError> {
@@ -135,6 +171,14 @@ impl Daemon {
         overlay
             .map(|overlay| overlay.dns_status(&self.view))
             .ok_or_else(not_up)
+    }
+
+    /// What the zone of this node says of a name.
+    pub(super) fn dns_query(&self, query: &DnsQuery) -> Result<DnsAnswer, LocalError> {
+        let session = self.session.as_ref();
+        let overlay = session.and_then(|session| session.overlay.as_ref());
+        let overlay = overlay.ok_or_else(not_up)?;
+        crate::dns::query::ask(overlay.zone(), query)
     }
 
     /// Asks what the network looks like.
@@ -170,6 +214,7 @@ fn net_check(overlay: &Overlay, session: &Session) -> (bool, NetCheck) {
     let check = NetCheck {
         has_udp_ipv4: report.has_udp_ipv4,
         has_udp_ipv6: report.has_udp_ipv6,
+        no_ipv6: (!report.has_udp_ipv6).then(|| no_ipv6(overlay, session)),
         reflexive: report.reflexive,
         mapping: report.mapping,
         port_mapping: report.port_mapping.map(|(endpoint, protocol)| PortMapping {
@@ -179,6 +224,22 @@ fn net_check(overlay: &Overlay, session: &Session) -> (bool, NetCheck) {
         relays: relays.collect(),
     };
     (report.is_settled, check)
+}
+
+/// Why no server answers by IPv6.
+fn no_ipv6(overlay: &Overlay, session: &Session) -> NoIpv6 {
+    let servers = session.netmap().map(|netmap| &netmap.network);
+    let has_server = servers.is_some_and(|network| {
+        let relays = network.relays.iter().flat_map(|relay| &relay.stun);
+        relays.chain(&network.stun).any(SocketAddr::is_ipv6)
+    });
+    if !overlay.endpoints.iter().any(SocketAddr::is_ipv6) {
+        NoIpv6::NoAddress
+    } else if has_server {
+        NoIpv6::NoAnswer
+    } else {
+        NoIpv6::NoServer
+    }
 }
 
 fn wrong_clock(ahead_ms: i64) -> Problem {
@@ -255,6 +316,12 @@ fn peer_statuses(session: &Session) -> Vec<PeerStatus> {
                     .filter(|stats| stats.is_up)
                     .and_then(|stats| stats.rtt)
                     .map(|rtt| rtt.as_secs_f64() * 1e3),
+                loss_percent: stats
+                    .filter(|stats| stats.is_up && stats.rtt.is_some())
+                    .map(|stats| f64::from(stats.loss) * 100.0),
+                path_mtu: stats
+                    .filter(|stats| stats.is_up)
+                    .and_then(|stats| stats.path_mtu),
                 rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
                 tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
                 last_handshake_ms_ago: stats

@@ -107,7 +107,7 @@ impl Daemon {
     }
 
     /// A link to the coordinator for one talk.
-    fn link(&self) -> Result<Link, LocalError> {
+    pub(super) fn link(&self) -> Result<Link, LocalError> {
         let membership = self.state.membership().map_err(internal)?;
         let membership = membership.ok_or_else(|| {
             LocalError::new(

@@ -69,6 +69,10 @@ counters! {
     tx_relayed,
     /// Datagrams that relays delivered.
     rx_relayed,
+    /// Those of the datagrams to relays that went by UDP.
+    tx_relayed_udp,
+    /// Those of the datagrams of relays that came by UDP.
+    rx_relayed_udp,
     /// Datagrams for a relay without a link, or whose link was full.
     relay_lost,
     /// Packets of this machine to its own service ports, and back.

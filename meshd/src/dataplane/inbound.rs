@@ -9,10 +9,10 @@ use mesh_engine::{Admit, Inbound, Opened, PeerHandle, Plane};
 use mesh_io::TunCapabilities;
 use mesh_io::buf::Arena;
 use mesh_io::offload::Merger;
-use mesh_io::udp::RecvBatch;
+use mesh_io::udp::{RecvBatch, UdpSocket};
 use mesh_proto::id::RelayId;
 use mesh_proto::key::NodeKey;
-use mesh_proto::relay::{FRAME_MAX, Frame, frame_len};
+use mesh_proto::relay::{Alias, FRAME_MAX, Frame, frame_len, is_relay_udp};
 
 use super::steer::{self, Side};
 use super::worker::Link;
@@ -33,7 +33,9 @@ const MAX_ERRORS: u32 = 1000;
 #[derive(Clone, Copy)]
 enum Origin {
     Udp(SocketAddr),
+    Spare(u16, SocketAddr),
     Relay(RelayId, NodeKey),
+    RelayUdp(RelayId, Alias),
 }
 
 /// The way in.
@@ -92,10 +94,29 @@ impl Inward {
         let counters = &link.inputs.counters;
         let datagrams = self.received.iter().flat_map(|datagrams| {
             counters.received(&datagrams);
-            let from = Origin::Udp(datagrams.from);
-            datagrams.iter().map(move |datagram| (from, datagram))
+            let from = datagrams.from;
+            datagrams
+                .iter()
+                .filter_map(move |datagram| unwrapped(link, from, datagram))
         });
         self.opening.take(link, datagrams)
+    }
+
+    /// Reads a spare socket once. One that breaks is of no use to anybody, and is left to the engine to give up.
+    pub(super) fn read_spare(&mut self, link: &Link, number: u16, socket: &UdpSocket) {
+        if let Err(err) = socket.recv_batch(&mut self.received) {
+            if err.kind() != io::ErrorKind::WouldBlock {
+                link.inputs.counters.receive_errors.add(1);
+            }
+            return;
+        }
+        let counters = &link.inputs.counters;
+        let datagrams = self.received.iter().flat_map(|datagrams| {
+            counters.received(&datagrams);
+            let from = Origin::Spare(number, datagrams.from);
+            datagrams.iter().map(move |datagram| (from, datagram))
+        });
+        self.opening.take(link, datagrams);
     }
 
     /// Opens what relays delivered; gives the queues that were written to, a bit each.
@@ -116,6 +137,17 @@ impl Inward {
         delivery.look_again();
         written
     }
+}
+
+/// What came by UDP: a peer's datagram, or one that a relay wrapped; `None` when it is for nobody here.
+fn unwrapped<'a>(link: &Link, from: SocketAddr, datagram: &'a [u8]) -> Option<(Origin, &'a [u8])> {
+    if !is_relay_udp(datagram) {
+        return Some((Origin::Udp(from), datagram));
+    }
+    let (relay, alias, datagram) = link.relays.take_udp(from, datagram)?;
+    link.inputs.counters.rx_relayed.add(1);
+    link.inputs.counters.rx_relayed_udp.add(1);
+    Some((Origin::RelayUdp(relay, alias), datagram))
 }
 
 /// The datagrams in a relay's frames.
@@ -173,7 +205,13 @@ impl Opening {
                 Inbound::Control => {
                     match from {
                         Origin::Udp(from) => link.inputs.datagram(from, datagram),
+                        Origin::Spare(socket, from) => link.inputs.spare(socket, from, datagram),
                         Origin::Relay(relay, from) => link.inputs.relayed(relay, from, datagram),
+                        Origin::RelayUdp(relay, alias) => {
+                            if let Some(from) = link.relays.peer_of(&relay, alias) {
+                                link.inputs.relayed(relay, from, datagram);
+                            }
+                        }
                     }
                     datagrams.next()
                 }
@@ -217,7 +255,10 @@ impl Batch<'_> {
             let out = self.arena.spare();
             let opened = match from {
                 Origin::Udp(from) => opener.open(from, datagram, out),
-                Origin::Relay(relay, _) => opener.open_relayed(relay, datagram, out),
+                Origin::Spare(socket, from) => opener.open_spare(socket, from, datagram, out),
+                Origin::Relay(relay, _) | Origin::RelayUdp(relay, _) => {
+                    opener.open_relayed(relay, datagram, out)
+                }
             };
             match opened {
                 Opened::Packet(len) => self.opened.push(self.arena.commit(len)),

@@ -5,12 +5,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mesh_engine::{
-    ChecksumState, Destination, Outbound, PeerHandle, SEAL_BUFFER_MIN, SEAL_OVERHEAD, Sealed,
-    Sealer,
+    ChecksumState, Destination, DropReason, Fit, Outbound, PeerHandle, SEAL_BUFFER_MIN,
+    SEAL_OVERHEAD, Sealed, Sealer, Way,
 };
 use mesh_io::buf::Arena;
 use mesh_io::offload::{Gso, OffloadError, Segments, VirtioHeader, complete_checksum};
 use mesh_io::tun::{MAX_PACKET, TunQueue};
+use mesh_proto::relay::UDP_HEADER_LEN;
 
 use super::worker::Link;
 
@@ -31,6 +32,7 @@ const MAX_SEND_WAIT: Duration = Duration::from_millis(100);
 pub(super) struct Outward {
     packet: Vec<u8>,
     segment: Vec<u8>,
+    fragment: Vec<u8>,
     batch: Batch,
     /// The queue that is served first in the next step.
     turn: usize,
@@ -47,6 +49,8 @@ pub(super) enum Flushed {
 struct Batch {
     arena: Arena,
     runs: Vec<Run>,
+    /// A run behind the headers of a relay's UDP.
+    headed: Vec<u8>,
     /// Runs that went.
     n_sent: usize,
     blocked_since: Option<Instant>,
@@ -66,6 +70,7 @@ impl Outward {
         Self {
             packet: vec![0; MAX_PACKET],
             segment: vec![0; MAX_PACKET],
+            fragment: vec![0; MAX_PACKET],
             batch: Batch::new(ARENA_LEN),
             turn: 0,
         }
@@ -126,6 +131,7 @@ impl Outward {
         let Self {
             packet,
             segment,
+            fragment,
             batch,
             ..
         } = self;
@@ -138,12 +144,22 @@ impl Outward {
         let counters = &link.inputs.counters;
         match link.plane.outbound(Instant::now(), packet, checksum) {
             Outbound::Peer(peer) => {
-                let sealed = if header.gso == Gso::None {
-                    complete_checksum(header, packet)
-                        .map(|()| seal_single(link, &peer, packet, batch))
-                } else {
+                let way = peer.way();
+                let mut lane = Lane {
+                    link,
+                    queue,
+                    peer: &peer,
+                    way,
+                    batch,
+                };
+                let sealed = if header.gso != Gso::None {
                     Segments::new(header, packet)
-                        .and_then(|segments| seal_segments(link, &peer, segments, segment, batch))
+                        .and_then(|segments| lane.seal_super(segments, segment, fragment))
+                } else if packet.len() <= usize::from(way.mtu) {
+                    complete_checksum(header, packet).map(|()| lane.seal_single(packet))
+                } else {
+                    complete_checksum(header, packet)
+                        .and_then(|()| lane.seal_long(packet, fragment))
                 };
                 if sealed.is_err() {
                     counters.tun_errors.add(1);
@@ -163,54 +179,116 @@ impl Outward {
     }
 }
 
-fn seal_single(link: &Link, peer: &PeerHandle, packet: &[u8], batch: &mut Batch) {
-    if !batch.make_room(link, packet.len()) {
-        return;
-    }
-    let dst = peer.destination();
-    let mut sealer = peer.seal();
-    seal(link, &mut sealer, dst, packet, batch);
-    if let Some(event) = sealer.finish() {
-        link.inputs.plane(event);
-    }
+/// The way of one packet to its peer.
+struct Lane<'a> {
+    link: &'a Link,
+    queue: &'a TunQueue,
+    peer: &'a PeerHandle,
+    way: Way,
+    batch: &'a mut Batch,
 }
 
-/// Seals all segments under one lock, or as few as there is room for.
-fn seal_segments(
-    link: &Link,
-    peer: &PeerHandle,
-    mut segments: Segments<'_>,
-    segment: &mut [u8],
-    batch: &mut Batch,
-) -> Result<(), OffloadError> {
-    while segments.n_remaining() > 0 {
-        let n_bytes = (segments.max_len() + SEAL_OVERHEAD).saturating_mul(segments.n_remaining());
-        // Many tiny segments may be longer than the arena: then as many at a time as it holds.
-        if !batch.make_room(link, n_bytes.min(ARENA_LEN - SEAL_OVERHEAD)) {
-            return Ok(());
+impl Lane<'_> {
+    fn seal_single(&mut self, packet: &[u8]) {
+        if !self.batch.make_room(self.link, packet.len()) {
+            return;
         }
-        let dst = peer.destination();
-        let mut sealer = peer.seal();
-        let mut result = Ok(());
-        while batch.has_room(segments.max_len()) {
-            match segments.write_next(segment) {
-                Ok(Some(len)) => {
-                    let packet = segment.get(..len).unwrap_or_default();
-                    seal(link, &mut sealer, dst, packet, batch);
-                }
-                Ok(None) => break,
-                Err(err) => {
-                    result = Err(err);
-                    break;
-                }
+        let mut sealer = self.peer.seal();
+        seal(self.link, &mut sealer, self.way.dst, packet, self.batch);
+        if let Some(event) = sealer.finish() {
+            self.link.inputs.plane(event);
+        }
+    }
+
+    /// Seals a super-packet: TCP in segments that the path takes, datagrams as they are if it takes them.
+    fn seal_super(
+        &mut self,
+        mut segments: Segments<'_>,
+        segment: &mut [u8],
+        fragment: &mut [u8],
+    ) -> Result<(), OffloadError> {
+        let mtu = usize::from(self.way.mtu);
+        segments.limit(mtu);
+        if segments.max_len() <= mtu {
+            return self.seal_segments(segments, segment);
+        }
+        while let Some(len) = segments.write_next(segment)? {
+            let packet = segment.get(..len).unwrap_or_default();
+            if len <= mtu {
+                self.seal_single(packet);
+            } else {
+                self.seal_long(packet, fragment)?;
             }
         }
-        if let Some(event) = sealer.finish() {
-            link.inputs.plane(event);
-        }
-        result?;
+        Ok(())
     }
-    Ok(())
+
+    /// Seals all segments under one lock, or as few as there is room for.
+    fn seal_segments(
+        &mut self,
+        mut segments: Segments<'_>,
+        segment: &mut [u8],
+    ) -> Result<(), OffloadError> {
+        while segments.n_remaining() > 0 {
+            let n_bytes =
+                (segments.max_len() + SEAL_OVERHEAD).saturating_mul(segments.n_remaining());
+            // Many tiny segments may be longer than the arena: then as many at a time as it holds.
+            let n_bytes = n_bytes.min(ARENA_LEN - SEAL_OVERHEAD);
+            if !self.batch.make_room(self.link, n_bytes) {
+                return Ok(());
+            }
+            let mut sealer = self.peer.seal();
+            let mut result = Ok(());
+            while self.batch.has_room(segments.max_len()) {
+                match segments.write_next(segment) {
+                    Ok(Some(len)) => {
+                        let packet = segment.get(..len).unwrap_or_default();
+                        seal(self.link, &mut sealer, self.way.dst, packet, self.batch);
+                    }
+                    Ok(None) => break,
+                    Err(err) => {
+                        result = Err(err);
+                        break;
+                    }
+                }
+            }
+            if let Some(event) = sealer.finish() {
+                self.link.inputs.plane(event);
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Seals a packet that is longer than the path takes in parts, or tells its sender; its checksums are complete.
+    #[cold]
+    fn seal_long(&mut self, packet: &[u8], part: &mut [u8]) -> Result<(), OffloadError> {
+        let counters = &self.link.inputs.counters;
+        match self.link.plane.fit(packet, &self.way) {
+            Fit::Segments {
+                transport_at,
+                segment_size,
+            } => {
+                let is_ipv4 = packet.first().is_some_and(|byte| byte >> 4 == 4);
+                let header = VirtioHeader::tcp(is_ipv4, transport_at, segment_size);
+                self.seal_segments(Segments::new(&header, packet)?, part)?;
+            }
+            Fit::Fragments(mut fragments) => {
+                while let Some(len) = fragments.write_next(part) {
+                    self.seal_single(part.get(..len).unwrap_or_default());
+                }
+            }
+            Fit::TooBig(message) => {
+                counters.drop_for(DropReason::TooBig);
+                let parts = [IoSlice::new(message.packet())];
+                if self.queue.send(&VirtioHeader::default(), &parts).is_err() {
+                    counters.tun_errors.add(1);
+                }
+            }
+            Fit::Drop => counters.drop_for(DropReason::TooBig),
+        }
+        Ok(())
+    }
 }
 
 fn seal(
@@ -238,6 +316,7 @@ impl Batch {
         Self {
             arena: Arena::new(arena_len),
             runs: Vec::with_capacity(MAX_READS),
+            headed: Vec::new(),
             n_sent: 0,
             blocked_since: None,
         }
@@ -291,19 +370,50 @@ impl Batch {
                 self.n_sent += 1;
                 continue;
             }
-            let endpoint = match run.dst {
-                Destination::Udp(endpoint) => endpoint,
-                Destination::Relay { relay, peer } => {
-                    let n = link.relays.send(&relay, &peer, bytes, run.stride);
-                    counters.relayed(n, bytes.len().div_ceil(run.stride));
+            let (endpoint, header_len) = match run.dst {
+                Destination::Udp(endpoint) => (endpoint, 0),
+                Destination::Spare { socket, endpoint } => {
+                    let found = link.spares.find(socket);
+                    let n = found
+                        .and_then(|socket| socket.send(endpoint, bytes, run.stride).ok())
+                        .unwrap_or(0);
+                    counters.sent(n.div_ceil(run.stride), n);
+                    // There is none to wait for room with: the worker watches its own socket alone.
+                    let n_lost = bytes.len().saturating_sub(n).div_ceil(run.stride);
+                    counters.send_errors.add(n_lost);
                     run.range.start = run.range.end;
                     continue;
                 }
+                Destination::Relay { relay, peer } => {
+                    let Some((endpoint, header)) =
+                        link.relays.udp(&relay, &peer, bytes, run.stride)
+                    else {
+                        let n = link.relays.send(&relay, &peer, bytes, run.stride);
+                        counters.relayed(n, bytes.len().div_ceil(run.stride));
+                        run.range.start = run.range.end;
+                        continue;
+                    };
+                    self.headed.clear();
+                    for datagram in bytes.chunks(run.stride) {
+                        self.headed.extend_from_slice(&header);
+                        self.headed.extend_from_slice(datagram);
+                    }
+                    (endpoint, UDP_HEADER_LEN)
+                }
             };
-            match link.socket.send(endpoint, bytes, run.stride) {
+            let (datagrams, stride) = match header_len {
+                0 => (bytes, run.stride),
+                _ => (&self.headed[..], run.stride + header_len),
+            };
+            match link.socket.send(endpoint, datagrams, stride) {
                 Ok(n) => {
-                    counters.sent(n.div_ceil(run.stride), n);
-                    run.range.start += n;
+                    let n_datagrams = n.div_ceil(stride);
+                    counters.sent(n_datagrams, n);
+                    if header_len > 0 {
+                        counters.relayed(n_datagrams, n_datagrams);
+                        counters.tx_relayed_udp.add(n_datagrams);
+                    }
+                    run.range.start += n - n_datagrams * header_len;
                     self.blocked_since = None;
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}

@@ -23,7 +23,7 @@ pub(super) fn side(packet: &[u8]) -> Side {
 }
 
 /// Tells flows apart well enough to spread them: addresses and ports of TCP and UDP, addresses of all else.
-pub(super) fn flow_hash(packet: &[u8]) -> usize {
+pub(crate) fn flow_hash(packet: &[u8]) -> usize {
     let (protocol_at, addrs, ports) = match packet.first() {
         Some(byte) if byte >> 4 == 4 => (9, 12..20, 20..24),
         _ => (6, 8..40, 40..44),

@@ -18,6 +18,7 @@ use mesh_io::wait::{Interest, Poller, Waker};
 use super::Inputs;
 use super::inbound::Inward;
 use super::outbound::{Flushed, Outward};
+use super::spare::Spares;
 use crate::relay::{Delivery, RelaySender};
 
 /// TUN queues of each worker. More make it less likely that a chat shares one with a bulk stream.
@@ -33,6 +34,7 @@ pub(super) struct Link {
     /// Those of the next worker: for writing alone.
     pub(super) next_queues: Vec<Arc<TunQueue>>,
     pub(super) socket: Arc<UdpSocket>,
+    pub(super) spares: Arc<Spares>,
     pub(super) plane: Arc<Plane>,
     pub(super) relays: Arc<RelaySender>,
     pub(super) waker: Arc<Waker>,

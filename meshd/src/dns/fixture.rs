@@ -18,23 +18,23 @@ pub(crate) fn digest(n: u8) -> Digest {
 
 pub(crate) fn offer(model: &str, n: u8) -> Offer {
     Offer {
-        model: model.to_owned(),
         digest: (n > 0).then(|| digest(n)),
-        api: BackendApi::Ollama,
         size_bytes: 7,
         family: "llama".to_owned(),
         parameter_size: "1B".to_owned(),
         quantization: "Q4_K_M".to_owned(),
         context_length: 2048,
         capabilities: vec!["completion".to_owned()],
-        is_loaded: false,
-        modified_at: String::new(),
+        ..Offer::new(model, BackendApi::Ollama)
     }
 }
 
 pub(crate) fn offers(models: &[(&str, u8)]) -> HostOffers {
     HostOffers {
-        models: models.iter().map(|(model, n)| offer(model, *n)).collect(),
+        models: models
+            .iter()
+            .map(|(model, n)| Arc::new(offer(model, *n)))
+            .collect(),
         gpus: vec![],
         audience: Audience::Everyone,
         n_slots: 1,

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::Name;
+use hickory_proto::rr::{Name, RecordType};
 use mesh_proto::id::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -20,9 +20,10 @@ use tokio_util::task::TaskTracker;
 use super::ALIAS;
 use super::message::{self, Question, Received, Transport};
 use super::upstream::Upstreams;
-use super::zone::Zone;
-use crate::catalog::Catalog;
-use crate::view::{Liveness, View, ViewReceiver};
+use super::zone::{Reply, Zone};
+use crate::catalog::Keeper;
+use crate::choice::Hosts;
+use crate::view::{View, ViewReceiver};
 
 /// Tries for a port that is free for UDP and TCP on every address.
 const N_BIND_TRIES: usize = 64;
@@ -31,8 +32,6 @@ const N_CONNECTIONS_MAX: usize = 128;
 const N_QUESTIONS_PER_CONNECTION: usize = 1000;
 /// RFC 7766: a few seconds.
 const TCP_IDLE: Duration = Duration::from_secs(10);
-/// How soon names follow a host that this node itself found dead or alive again.
-const LIVENESS_PERIOD: Duration = Duration::from_millis(500);
 const DATAGRAM_LEN_MAX: usize = 4096;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -42,14 +41,77 @@ pub struct DnsServer {
     port: u16,
     sockets: Vec<(UdpSocket, TcpListener)>,
     view: ViewReceiver,
-    liveness: Arc<Liveness>,
+    hosts: Arc<Hosts>,
     resolver: Arc<Resolver>,
+}
+
+/// The zone, for the parts of this process that look names up themselves.
+#[derive(Debug, Clone)]
+pub struct Names(Arc<Resolver>);
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// These addresses, best first; IPv4 before IPv6. Never empty.
+    Addrs(Vec<IpAddr>),
+    /// A name of the mesh that nothing answers to.
+    Missing,
+    /// A name that is none of the mesh's.
+    Foreign,
+}
+
+impl Names {
+    /// The answer to a question of class IN; `None` for a name that is none of the mesh's.
+    #[must_use]
+    pub fn answer(&self, name: &Name, kind: RecordType) -> Option<Reply> {
+        let zone = self.0.zone.load();
+        zone.as_ref().and_then(|zone| zone.answer(name, kind))
+    }
+
+    /// The addresses of a name as a program writes it.
+    #[must_use]
+    pub fn addrs(&self, text: &str) -> Found {
+        let Ok(mut name) = Name::from_ascii(text) else {
+            return Found::Foreign;
+        };
+        name.set_fqdn(true);
+        let mut addrs = Vec::new();
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let Some(reply) = self.answer(&name, kind) else {
+                return if is_mesh_name(&name) {
+                    Found::Missing
+                } else {
+                    Found::Foreign
+                };
+            };
+            addrs.extend(
+                reply
+                    .answers
+                    .iter()
+                    .filter_map(|record| record.data.ip_addr()),
+            );
+        }
+        if addrs.is_empty() {
+            Found::Missing
+        } else {
+            Found::Addrs(addrs)
+        }
+    }
+
+    /// Whether an address lies in the mesh's ranges.
+    #[must_use]
+    pub fn is_mesh_addr(&self, ip: IpAddr) -> bool {
+        let zone = self.0.zone.load();
+        zone.as_ref().is_some_and(|zone| zone.is_mesh_addr(ip))
+    }
 }
 
 /// What all sockets share.
 #[derive(Debug)]
 struct Resolver {
     zone: ArcSwapOption<Zone>,
+    keeper: Mutex<Keeper>,
+    hosts: Arc<Hosts>,
     upstreams: Arc<Upstreams>,
     listening: Vec<IpAddr>,
     connections: Semaphore,
@@ -63,27 +125,46 @@ impl DnsServer {
     pub async fn bind(
         addrs: &[IpAddr],
         view: ViewReceiver,
-        liveness: Arc<Liveness>,
+        hosts: Arc<Hosts>,
         upstreams: Arc<Upstreams>,
     ) -> io::Result<Self> {
         let (port, sockets) = bind_all(addrs).await?;
-        let resolver = Arc::new(Resolver {
-            zone: ArcSwapOption::empty(),
-            upstreams,
-            listening: addrs.to_vec(),
-            connections: Semaphore::new(N_CONNECTIONS_MAX),
-        });
-        resolver.rebuild(view.borrow().as_deref(), &BTreeSet::new());
+        let known = Arc::clone(&hosts);
+        let resolver = Resolver::new(view.borrow().as_deref(), known, upstreams, addrs.to_vec());
         Ok(Self {
             port,
             sockets,
             view,
-            liveness,
-            resolver,
+            hosts,
+            resolver: Arc::new(resolver),
         })
     }
 
-    /// The port of all its sockets.
+    /// Answers this process alone, by [`Self::names`].
+    #[must_use]
+    pub fn without_sockets(
+        view: ViewReceiver,
+        hosts: Arc<Hosts>,
+        upstreams: Arc<Upstreams>,
+    ) -> Self {
+        let known = Arc::clone(&hosts);
+        let resolver = Resolver::new(view.borrow().as_deref(), known, upstreams, Vec::new());
+        Self {
+            port: 0,
+            sockets: Vec::new(),
+            view,
+            hosts,
+            resolver: Arc::new(resolver),
+        }
+    }
+
+    /// The zone as it is at the moment, for as long as the server runs.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        Names(Arc::clone(&self.resolver))
+    }
+
+    /// The port of all its sockets; 0 without any.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
@@ -111,7 +192,7 @@ impl DnsServer {
             );
             tasks.spawn(cancelled_by(cancel.clone(), acceptor));
         }
-        let follower = follow(self.resolver, self.view, self.liveness);
+        let follower = follow(self.resolver, self.view, self.hosts);
         tasks.spawn(cancelled_by(cancel.clone(), follower));
         cancel.cancelled().await;
         tasks.close();
@@ -156,21 +237,23 @@ async fn bind_once(addrs: &[IpAddr]) -> io::Result<(u16, Vec<(UdpSocket, TcpList
 }
 
 /// Makes the zone anew on each change of the view and of what this node knows of its hosts.
-async fn follow(resolver: Arc<Resolver>, mut view: ViewReceiver, liveness: Arc<Liveness>) {
-    let mut tick = tokio::time::interval(LIVENESS_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+async fn follow(resolver: Arc<Resolver>, mut view: ViewReceiver, hosts: Arc<Hosts>) {
+    let mut found = hosts.subscribe();
     let mut seen: Option<Arc<View>> = None;
     let mut down = BTreeSet::new();
     loop {
+        let next_up = hosts.next_up(Instant::now());
         tokio::select! {
             changed = view.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
-            _ = tick.tick() => {}
+            // Its sender lives as long as `hosts` does.
+            Ok(()) = found.changed() => {}
+            () = sleep_until(next_up) => {}
         }
-        // Compared, not taken from what woke this: a tick must not swallow a change that came with it.
+        // Compared, not taken from what woke this: one change must not swallow another that came with it.
         let current = view.borrow_and_update().clone();
         let is_same = match (&seen, &current) {
             (Some(seen), Some(current)) => Arc::ptr_eq(seen, current),
@@ -179,7 +262,7 @@ async fn follow(resolver: Arc<Resolver>, mut view: ViewReceiver, liveness: Arc<L
         };
         let now_down = current
             .as_deref()
-            .map(|view| down_hosts(view, &liveness))
+            .map(|view| down_hosts(view, &hosts))
             .unwrap_or_default();
         if !is_same || now_down != down {
             resolver.rebuild(current.as_deref(), &now_down);
@@ -189,16 +272,23 @@ async fn follow(resolver: Arc<Resolver>, mut view: ViewReceiver, liveness: Arc<L
     }
 }
 
-fn down_hosts(view: &View, liveness: &Liveness) -> BTreeSet<NodeId> {
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn down_hosts(view: &View, hosts: &Hosts) -> BTreeSet<NodeId> {
     let now = Instant::now();
-    let hosts = view
+    let sharing = view
         .netmap
         .peers
         .iter()
         .filter(|(_, peer)| !peer.offers.models.is_empty());
-    hosts
+    sharing
         .map(|(id, _)| *id)
-        .filter(|id| liveness.is_down(id, now))
+        .filter(|id| hosts.is_down(id, now))
         .collect()
 }
 
@@ -307,10 +397,29 @@ enum Outcome {
 }
 
 impl Resolver {
+    fn new(
+        view: Option<&View>,
+        hosts: Arc<Hosts>,
+        upstreams: Arc<Upstreams>,
+        listening: Vec<IpAddr>,
+    ) -> Self {
+        let resolver = Self {
+            zone: ArcSwapOption::empty(),
+            keeper: Mutex::default(),
+            hosts,
+            upstreams,
+            listening,
+            connections: Semaphore::new(N_CONNECTIONS_MAX),
+        };
+        resolver.rebuild(view, &BTreeSet::new());
+        resolver
+    }
+
     fn rebuild(&self, view: Option<&View>, down: &BTreeSet<NodeId>) {
         let zone = view.map(|view| {
-            let catalog = Catalog::build(view, |node| down.contains(node));
-            Arc::new(Zone::build(view, Arc::new(catalog)))
+            let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            let catalog = keeper.keep(view, |node| down.contains(node));
+            Arc::new(Zone::build(view, catalog).ordered_by(Arc::clone(&self.hosts)))
         });
         self.zone.store(zone);
     }

@@ -1,6 +1,6 @@
 //! What a name of the mesh is answered with: the zone `.proxima`, its alias, and the reverse zones of its addresses.
 //!
-//! Pure: made from a view and a catalogue, never changed afterwards; no I/O and no clock.
+//! Made from a view and a catalogue, never changed afterwards; no I/O. Only the order of a model's hosts follows what happens.
 
 mod record;
 mod target;
@@ -18,6 +18,7 @@ use mesh_proto::local::NameMode;
 use super::ALIAS;
 use super::reverse::{self, Reverse};
 use crate::catalog::Catalog;
+use crate::choice::Hosts;
 use crate::view::View;
 
 /// Everything that the resolver knows by itself.
@@ -34,6 +35,7 @@ pub struct Zone {
     service: (Ipv4Addr, Ipv6Addr),
     names: NameMode,
     serial: u32,
+    hosts: Option<Arc<Hosts>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +104,16 @@ impl Zone {
             names: view.settings.names,
             // A serial only has to differ after a change; it wraps.
             serial: u32::try_from(view.revision.version & u64::from(u32::MAX)).unwrap_or_default(),
+            hosts: None,
+        }
+    }
+
+    /// The same zone, whose answers name hosts in the order that this node's own experience with them suggests.
+    #[must_use]
+    pub fn ordered_by(self, hosts: Arc<Hosts>) -> Self {
+        Self {
+            hosts: Some(hosts),
+            ..self
         }
     }
 

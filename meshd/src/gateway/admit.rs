@@ -5,6 +5,7 @@
 use http::{Method, StatusCode};
 
 use super::dialect::{Dialect, Refusal};
+use super::{live, pull};
 
 /// A call that is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub(crate) enum Route {
     Recommendations,
     Models,
     Model(String),
+    /// How the host stands; between Proxima's own programs.
+    Live,
+    /// A model that the host should pull; between Proxima's own programs.
+    Pull,
     Infer(Infer),
 }
 
@@ -50,6 +55,19 @@ impl Infer {
         Self::V1Responses,
         Self::V1Messages,
     ];
+
+    /// Whether it begins with a prompt, which a model server may have computed before.
+    pub(crate) const fn has_prompt(self) -> bool {
+        match self {
+            Self::Chat
+            | Self::Generate
+            | Self::V1Chat
+            | Self::V1Completions
+            | Self::V1Responses
+            | Self::V1Messages => true,
+            Self::Embed | Self::Embeddings | Self::V1Embeddings => false,
+        }
+    }
 
     /// The path, as it is sent on: never the caller's spelling.
     pub(crate) const fn path(self) -> &'static str {
@@ -130,6 +148,8 @@ pub(crate) fn admit(method: &Method, path: &str) -> Result<Route, Refusal> {
         "/v1/responses" => (Route::Infer(Infer::V1Responses), POST),
         "/v1/messages" => (Route::Infer(Infer::V1Messages), POST),
         "/v1/models" => (Route::Models, GET),
+        live::PATH => (Route::Live, POST),
+        pull::PATH => (Route::Pull, POST),
         _ => match path.strip_prefix("/v1/models/") {
             Some(model) if is_plain_segment(model) => (Route::Model(model.to_owned()), GET),
             Some(_) | None => return Err(unknown(path)),

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_proto::id::NodeId;
 
-/// Bodies that may be in memory at once, in MiB.
-const ALL_MAX_MIB: usize = 256;
-/// Bodies of one peer that may be in memory at once, in MiB: one for each connection that it may have.
-const PER_PEER_MAX_MIB: usize = 128;
+/// What memory is granted by: small enough that a thousand bodies which never go on take little of it.
+const UNIT: usize = 64 << 10;
+/// Bodies that may be in memory at once, 256 MiB.
+const ALL_MAX: usize = (256 << 20) / UNIT;
+/// Bodies of one peer that may be in memory at once, half of that.
+const PER_PEER_MAX: usize = ALL_MAX / 2;
 
 /// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +21,7 @@ pub(crate) enum NoRoom {
     PeerFull,
 }
 
-/// Grants memory by the MiB.
+/// Grants memory.
 #[derive(Debug)]
 pub(crate) struct Bodies {
     per_peer_max: usize,
@@ -28,7 +30,7 @@ pub(crate) struct Bodies {
 
 #[derive(Debug, Default)]
 struct Taken {
-    n_mib: usize,
+    n_units: usize,
     of: BTreeMap<Option<NodeId>, usize>,
 }
 
@@ -37,18 +39,18 @@ struct Taken {
 pub(crate) struct Room {
     bodies: Arc<Bodies>,
     who: Option<NodeId>,
-    n_mib: usize,
+    n_units: usize,
 }
 
 impl Bodies {
     /// For the requests of peers: none of them can take all.
     pub(crate) fn of_peers() -> Arc<Self> {
-        Self::new(PER_PEER_MAX_MIB)
+        Self::new(PER_PEER_MAX)
     }
 
     /// For the requests of this machine's own programs.
     pub(crate) fn own() -> Arc<Self> {
-        Self::new(ALL_MAX_MIB)
+        Self::new(ALL_MAX)
     }
 
     fn new(per_peer_max: usize) -> Arc<Self> {
@@ -63,9 +65,9 @@ impl Bodies {
         let mut room = Room {
             bodies: Arc::clone(self),
             who,
-            n_mib: 0,
+            n_units: 0,
         };
-        room.grow_to(1)?;
+        room.grow_to(0)?;
         Ok(room)
     }
 
@@ -75,9 +77,13 @@ impl Bodies {
 }
 
 impl Room {
-    /// Has at least so much from now on, or as much as before.
-    pub(crate) fn grow_to(&mut self, n_mib: usize) -> Result<(), NoRoom> {
-        let more = n_mib.saturating_sub(self.n_mib);
+    /// Has room for at least so many bytes from now on, or as much as before.
+    pub(crate) fn grow_to(&mut self, n_bytes: usize) -> Result<(), NoRoom> {
+        self.grow(n_bytes / UNIT + 1)
+    }
+
+    fn grow(&mut self, n_units: usize) -> Result<(), NoRoom> {
+        let more = n_units.saturating_sub(self.n_units);
         if more == 0 {
             return Ok(());
         }
@@ -86,12 +92,12 @@ impl Room {
         if of_peer + more > self.bodies.per_peer_max {
             return Err(NoRoom::PeerFull);
         }
-        if taken.n_mib + more > ALL_MAX_MIB {
+        if taken.n_units + more > ALL_MAX {
             return Err(NoRoom::Full);
         }
-        taken.n_mib += more;
+        taken.n_units += more;
         taken.of.insert(self.who, of_peer + more);
-        self.n_mib += more;
+        self.n_units += more;
         Ok(())
     }
 }
@@ -99,9 +105,9 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         let mut taken = self.bodies.lock();
-        taken.n_mib = taken.n_mib.saturating_sub(self.n_mib);
+        taken.n_units = taken.n_units.saturating_sub(self.n_units);
         if let Some(of_peer) = taken.of.get_mut(&self.who) {
-            *of_peer = of_peer.saturating_sub(self.n_mib);
+            *of_peer = of_peer.saturating_sub(self.n_units);
             if *of_peer == 0 {
                 taken.of.remove(&self.who);
             }
@@ -121,18 +127,18 @@ mod tests {
     fn one_peer_gets_its_share_and_leaves_the_rest_to_others() {
         let bodies = Bodies::of_peers();
         let mut greedy = bodies.enter(peer(1)).unwrap();
-        greedy.grow_to(PER_PEER_MAX_MIB).unwrap();
-        assert_eq!(greedy.grow_to(PER_PEER_MAX_MIB + 1), Err(NoRoom::PeerFull));
+        greedy.grow(PER_PEER_MAX).unwrap();
+        assert_eq!(greedy.grow(PER_PEER_MAX + 1), Err(NoRoom::PeerFull));
         assert_eq!(bodies.enter(peer(1)).unwrap_err(), NoRoom::PeerFull);
         let mut other = bodies.enter(peer(2)).unwrap();
-        other.grow_to(PER_PEER_MAX_MIB).unwrap();
+        other.grow(PER_PEER_MAX).unwrap();
         assert_eq!(bodies.enter(peer(3)).unwrap_err(), NoRoom::Full);
         drop(greedy);
         bodies.enter(peer(3)).unwrap();
         drop(other);
         let taken = bodies.lock();
         assert_eq!(
-            (taken.n_mib, taken.of.len()),
+            (taken.n_units, taken.of.len()),
             (0, 0),
             "some was not given back"
         );
@@ -142,9 +148,9 @@ mod tests {
     fn this_machine_has_all_of_its_own_room() {
         let bodies = Bodies::own();
         let mut room = bodies.enter(None).unwrap();
-        room.grow_to(ALL_MAX_MIB).unwrap();
-        room.grow_to(3).unwrap();
-        assert_eq!(bodies.lock().n_mib, ALL_MAX_MIB);
-        assert!(room.grow_to(ALL_MAX_MIB + 1).is_err());
+        room.grow(ALL_MAX).unwrap();
+        room.grow(3).unwrap();
+        assert_eq!(bodies.lock().n_units, ALL_MAX);
+        assert!(room.grow(ALL_MAX + 1).is_err());
     }
 }

@@ -151,7 +151,7 @@ const fn allowed(route: Infer) -> &'static [&'static str] {
 }
 
 /// Keys that have a meaning somewhere and are not sent on; another spelling of them is refused as well.
-const WATCHED: [&str; 10] = [
+const WATCHED: [&str; 12] = [
     "model",
     "name",
     "stream",
@@ -162,6 +162,8 @@ const WATCHED: [&str; 10] = [
     "best_of",
     "shift",
     "verbose",
+    "previous_response_id",
+    "conversation",
 ];
 
 /// The model that a body names; `name` counts where `model` is absent or empty, as `/api/show` has it.
@@ -280,6 +282,13 @@ fn refuse_unsupported(body: &Object) -> Result<(), Refusal> {
             return Err(Refusal::bad_request(
                 "a shared model keeps its own template; leave out \"template\"",
             ));
+        }
+    }
+    for key in ["previous_response_id", "conversation"] {
+        if body.get(key).is_some_and(|value| !value.is_null()) {
+            return Err(Refusal::bad_request(format!(
+                "hosts keep no conversations: leave out {key:?} and send all of it as \"input\""
+            )));
         }
     }
     for key in ["n", "best_of"] {

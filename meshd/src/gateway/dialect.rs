@@ -50,6 +50,14 @@ impl Refusal {
         }
     }
 
+    /// Tells when to try again.
+    pub(crate) fn retry_in(self, secs: u32) -> Self {
+        Self {
+            retry_after_secs: Some(secs),
+            ..self
+        }
+    }
+
     /// The answer, in the caller's dialect.
     pub(crate) fn reply(&self, dialect: Dialect) -> Response<ReplyBody> {
         let mut reply = json_reply(self.status, dialect.error_body(self.status, &self.message));
@@ -89,6 +97,24 @@ impl Dialect {
             Self::Anthropic => json!({
                 "type": "error", "error": { "type": kind, "message": message }
             }),
+        }
+    }
+
+    /// Whether a body is an error as this API has it.
+    pub(crate) fn is_error(self, body: &[u8]) -> bool {
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else {
+            return false;
+        };
+        let error = value.get("error");
+        let has_message =
+            || error.is_some_and(|error| error.get("message").is_some_and(|it| it.is_string()));
+        match self {
+            Self::Ollama => error.is_some_and(serde_json::Value::is_string),
+            Self::OpenAi => has_message(),
+            Self::Anthropic => {
+                value.get("type").and_then(serde_json::Value::as_str) == Some("error")
+                    && has_message()
+            }
         }
     }
 

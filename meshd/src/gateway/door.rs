@@ -1,5 +1,12 @@
 //! The host side: who may come in, which model is meant, and how the backend is asked.
 
+mod account;
+mod caps;
+mod scrub;
+mod spending;
+mod tally;
+mod terms;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,19 +21,29 @@ use mesh_proto::name::{fold, normalise};
 use mesh_proto::share::{Audience, BackendApi};
 use serde_json::{Value, json};
 
+pub use account::Account;
+pub(crate) use account::{Asker, Bound, Gate, GateKey, name_of};
+use caps::Size;
+pub(crate) use scrub::scrub_value;
+pub(crate) use spending::Reserved;
+pub use spending::Spending;
+pub(crate) use tally::Tally;
+
 use super::admit::{Infer, Route, admit, is_cloud_name};
 use super::alias::Alias;
 use super::clean::{self, Cleaned};
-use super::count::{Counts, Record};
+use super::count::{Counts, Record, Subject};
 use super::dialect::{Dialect, Refusal, json_reply};
 use super::json::Object;
 use super::listing::{self, Listed};
+use super::pace::Watch;
 use super::relay::{Filter, Relay};
 use super::translate::{self, Frame, StreamTranslator, Translated};
 use super::upstream::{Patience, Target, UpstreamBody, UpstreamError};
-use super::{Core, ReplyBody, server, upstream};
+use super::{Core, LOAD_HEADER, QUEUE_HEADER, ReplyBody, live, server, upstream};
 use crate::catalog::Catalog;
 use crate::inventory::{InventoryStatus, Shared};
+use crate::metrics::DOOR_WAIT;
 use crate::view::{Caller, View};
 
 /// How long a request waits for its turn.
@@ -59,6 +76,8 @@ pub(crate) async fn answer(
         .ok_or_else(|| Refusal::busy("this host has no map of its mesh yet"))?;
     let share = core.share();
     let guest = identify(&view, &share, from)?;
+    let asker = Asker::of(&view, guest).ok_or_else(no_guest)?;
+    terms::check_open(share.closed.as_ref(), asker.account, SystemTime::now())?;
     server::check_browser(request.headers(), &view.netmap.network.suffix)?;
     let route = admit(request.method(), request.uri().path())?;
     let catalog = core.catalog(&view);
@@ -88,17 +107,34 @@ pub(crate) async fn answer(
             };
             ok(&listing::v1_model(&listed))
         }
+        Route::Live => {
+            let live = serde_json::to_value(live::own(core)).unwrap_or_default();
+            ok(&live)
+        }
+        Route::Pull => {
+            may_pull(&view, &share, guest)?;
+            let asked = server::read(&core.bodies, guest, request).await?;
+            let model = clean::model_of(&asked.body)?
+                .ok_or_else(|| Refusal::bad_request("name the model to pull"))?;
+            let status = core.puller.ask(&core.pool, &share, model)?;
+            ok(&serde_json::to_value(status).unwrap_or_default())
+        }
         Route::Show => {
             let asked = server::read(&core.bodies, guest, request).await?;
             show(core, &view, alias.as_ref(), &asked.body).await?
         }
         Route::Infer(route) => {
             let mut asked = server::read(&core.bodies, guest, request).await?;
+            caps::check_body(&asker.caps(&share.config.door), asked.n_bytes)?;
             let body = std::mem::take(&mut asked.body);
             infer(core, &view, guest, route, alias.as_ref(), body).await?
         }
     };
     sign(&mut reply, &view.netmap.node.name, None);
+    if let Ok(load) = HeaderValue::from_str(&core.load().to_string()) {
+        let headers = reply.headers_mut();
+        headers.insert(HeaderName::from_static(LOAD_HEADER), load);
+    }
     Ok(reply)
 }
 
@@ -128,9 +164,7 @@ fn ok(value: &Value) -> Response<ReplyBody> {
 
 /// Who is asking, if that one may. `None` is this machine itself.
 fn identify(view: &View, share: &InventoryStatus, from: IpAddr) -> Result<Option<NodeId>, Refusal> {
-    let caller = view
-        .caller(from)
-        .ok_or_else(|| Refusal::forbidden("only nodes of the mesh may use this host"))?;
+    let caller = view.caller(from).ok_or_else(no_guest)?;
     if !share.config.is_on {
         return Err(Refusal::forbidden(
             "this host shares no models; its owner can change that with `meshctl share on`",
@@ -156,6 +190,26 @@ fn identify(view: &View, share: &InventoryStatus, from: IpAddr) -> Result<Option
             }
         }
     }
+}
+
+fn no_guest() -> Refusal {
+    Refusal::forbidden("only nodes of the mesh may use this host")
+}
+
+/// Whether the owner lets this user have models pulled. A tagged node acts as no user.
+fn may_pull(view: &View, share: &InventoryStatus, guest: Option<NodeId>) -> Result<(), Refusal> {
+    let peer = guest.and_then(|id| view.netmap.peers.get(&id));
+    let user = match (guest, peer) {
+        (None, _) => Some(&view.netmap.node.user_name),
+        (Some(_), Some(peer)) if peer.tags.is_empty() => Some(&peer.user_name),
+        (Some(_), _) => None,
+    };
+    if user.is_some_and(|user| share.config.pulls.users.contains(user)) {
+        return Ok(());
+    }
+    Err(Refusal::forbidden(
+        "this host's owner does not let you have models pulled; let it be known what you would like: meshctl models want NAME",
+    ))
 }
 
 /// The names under which this host's models may be asked for.
@@ -254,7 +308,9 @@ pub(crate) async fn show(
         .await
         .map_err(|err| unreachable_backend(&err))?;
     if head.status != StatusCode::OK {
-        return Ok(json_reply(head.status, whole));
+        let mut error: Value = serde_json::from_slice(&whole).unwrap_or_default();
+        scrub_value(&mut error);
+        return Ok(json_reply(head.status, error.to_string()));
     }
     let Ok(Value::Object(mut told)) = serde_json::from_slice(&whole) else {
         return Err(Refusal::new(
@@ -279,70 +335,141 @@ pub(crate) async fn infer(
     alias: Option<&Alias>,
     body: Object,
 ) -> Result<Response<ReplyBody>, Refusal> {
+    if core.is_leaving() {
+        return Err(leaving());
+    }
     let share = core.share();
+    let asker = Asker::of(view, guest).ok_or_else(no_guest)?;
     let catalog = core.catalog(view);
     let names = Names::new(&share, &catalog, &view.netmap.node.name);
     let shared = names.resolve(Some(route), clean::model_of(&body)?, alias)?;
     let model = &shared.offer.model;
-    let mut cleaned = clean::clean(route, body, model, shared.offer.context_length)?;
+    let terms = &share.config.door;
+    let caps = asker.caps(terms);
+    let size = Size::of(&body);
+    let context = caps::context(&caps, shared.offer.context_length);
+    let mut cleaned = clean::clean(route, body, model, context)?;
+    caps::apply(&caps, route, &mut cleaned.body, size)?;
     if shared.offer.api == BackendApi::Ollama {
         // It shifts its window and goes on for ever; the others stop at its end, and refuse a limit beyond it.
         clean::bound_tokens(route, &mut cleaned.body);
     }
-    let mut record = Record::new(guest, model, route.path(), core.meter.clone());
+    let arrived = Instant::now();
+    let bounds = asker.limits(terms, model);
+    let n_output_max = caps::n_output_max(route, &cleaned.body);
+    let reserved = core
+        .spending
+        .admit(
+            asker.account,
+            model,
+            &bounds,
+            size.n_tokens(),
+            n_output_max,
+            SystemTime::now(),
+        )
+        .map_err(|err| terms::over(&err))?;
+    let gates: Vec<Gate> = bounds.iter().filter_map(Bound::gate).collect();
     let slot = core
         .queue
-        .acquire(guest, QUEUE_DEADLINE)
+        .acquire(asker.account, gates, QUEUE_DEADLINE)
         .await
-        .map_err(|err| Refusal::busy(err.to_string()))?;
+        .map_err(|err| terms::no_slot(&err))?;
     let now = core.share();
+    terms::check_open(now.closed.as_ref(), asker.account, SystemTime::now())?;
     let is_still = |s: &Shared| s.offer.model == *model && s.authority == shared.authority;
+    if core.is_leaving() {
+        return Err(leaving());
+    }
     if !(now.config.is_on && now.shared.iter().any(is_still)) {
         return Err(Refusal::busy(
             "this host stopped to share the model while the request waited",
         ));
     }
+    let waited = (slot.waited, slot.position);
+    metrics::histogram!(DOOR_WAIT).record(slot.waited.as_secs_f64());
+    let subject = Subject {
+        view,
+        guest,
+        offer: &shared.offer,
+        route,
+        is_stream: cleaned.is_stream,
+    };
+    let mut record = Record::new(&subject, arrived, core.meter.clone());
+    record.pay_with(reserved, size.n_tokens());
+    record.occupy(core.occupancy.begin());
+    // Given back before the record says that the request is over.
+    let slot = slot;
     let frame = Frame {
         model: model.clone(),
         route,
         started: Instant::now(),
     };
-    let translated = match shared.offer.api {
-        BackendApi::Ollama => None,
-        BackendApi::OpenAi => translate::translate(route, &cleaned.body),
-    };
-    let (sent_route, sent) = match translated {
-        Some(Translated::Load) => {
-            record.complete();
-            return Ok(one_line(&frame.load(), cleaned.is_stream));
+    let is_translated = !translate::is_spoken(&shared.offer, route);
+    let (sent_route, sent) = if is_translated {
+        let translated = translate::translate(route, &cleaned.body);
+        match translated.inspect_err(|_| record.refused())? {
+            Translated::Load => {
+                record.complete();
+                return Ok(one_line(&translate::load(&frame), cleaned.is_stream));
+            }
+            Translated::Send(route, body) => (route, body),
         }
-        Some(Translated::Send(route, body)) => (route, body),
-        None => (route, std::mem::take(&mut cleaned.body)),
+    } else {
+        (route, std::mem::take(&mut cleaned.body))
     };
-    let is_translated = sent_route != route;
     let target = Target::Backend(shared.authority.clone());
     let bytes = Bytes::from(Value::Object(sent).to_string());
     let patience = Patience::of(cleaned.is_stream);
     let (head, upstream) = upstream::post(&core.pool, &target, sent_route.path(), bytes, patience)
         .await
-        .map_err(|err| unreachable_backend(&err))?
+        .map_err(|err| {
+            record.fail(&err);
+            unreachable_backend(&err)
+        })?
         .into_parts();
     if head.status != StatusCode::OK {
-        return Ok(pass_error(route, is_translated, head.status, upstream).await);
+        if head.status.is_client_error() {
+            record.refused();
+        } else {
+            record.broke();
+        }
+        return Ok(pass_error(route, head.status, upstream).await);
     }
+    let watch = Watch::new(&core.pace, model, frame.started);
     if is_translated && !cleaned.is_stream {
-        return translate_whole(&frame, upstream, record).await;
+        let mut reply = translate_whole(&frame, upstream, record, watch).await?;
+        tell_wait(&mut reply, waited);
+        return Ok(reply);
     }
     let (status, headers) = upstream::passed_head(head.status, &head.headers);
     let filter = filter_of(&frame, is_translated, &cleaned);
-    let relay = Relay::new(upstream, filter, route.dialect()).holding(slot, record);
+    let made = filter.content_type();
+    let relay = Relay::new(upstream, filter, route.dialect())
+        .holding(slot, record)
+        .watched(watch);
     let mut reply = Response::new(relay.boxed_unsync());
     *reply.status_mut() = status;
     *reply.headers_mut() = headers;
-    if is_translated {
-        set_ndjson(&mut reply);
+    if let Some(made) = made {
+        set_content_type(&mut reply, made);
     }
+    tell_wait(&mut reply, waited);
     Ok(reply)
+}
+
+fn leaving() -> Refusal {
+    Refusal::busy("this host leaves the mesh at the moment; ask another one")
+}
+
+/// Says how long a request waited for its turn, and at which place it entered the queue; 0 when it did not have to.
+fn tell_wait(reply: &mut Response<ReplyBody>, (waited, position): (Duration, usize)) {
+    let headers = reply.headers_mut();
+    let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    headers.insert(HeaderName::from_static(QUEUE_HEADER), HeaderValue::from(ms));
+    headers.insert(
+        HeaderName::from_static("x-proxima-queue-position"),
+        HeaderValue::from(position),
+    );
 }
 
 fn filter_of(frame: &Frame, is_translated: bool, cleaned: &Cleaned) -> Filter {
@@ -360,12 +487,14 @@ async fn translate_whole(
     frame: &Frame,
     upstream: UpstreamBody,
     mut record: Record,
+    watch: Watch,
 ) -> Result<Response<ReplyBody>, Refusal> {
-    let whole = upstream
-        .collect(WHOLE_MAX)
-        .await
-        .map_err(|err| unreachable_backend(&err))?;
+    let whole = upstream.collect(WHOLE_MAX).await.map_err(|err| {
+        record.fail(&err);
+        unreachable_backend(&err)
+    })?;
     let reply: Value = serde_json::from_slice(&whole).map_err(|_| {
+        record.broke();
         Refusal::new(
             StatusCode::BAD_GATEWAY,
             "the model server's answer is not JSON",
@@ -375,37 +504,29 @@ async fn translate_whole(
     counts.observe(&reply);
     record.set(counts);
     record.complete();
-    Ok(ok(&match frame.route {
-        Infer::Embed | Infer::Embeddings => translate::embeddings(frame, &reply),
-        Infer::Chat
-        | Infer::Generate
-        | Infer::V1Chat
-        | Infer::V1Completions
-        | Infer::V1Embeddings
-        | Infer::V1Responses
-        | Infer::V1Messages => translate::whole(frame, &reply),
-    }))
+    watch.end(counts.n_output);
+    let text = translate::whole(frame, &reply).to_string();
+    record.passed(text.as_bytes());
+    Ok(json_reply(StatusCode::OK, text))
 }
 
 fn one_line(value: &Value, is_stream: bool) -> Response<ReplyBody> {
     let mut reply = json_reply(StatusCode::OK, format!("{value}\n"));
     if is_stream {
-        set_ndjson(&mut reply);
+        set_content_type(&mut reply, "application/x-ndjson");
     }
     reply
 }
 
-fn set_ndjson(reply: &mut Response<ReplyBody>) {
-    reply.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        HeaderValue::from_static("application/x-ndjson"),
-    );
+fn set_content_type(reply: &mut Response<ReplyBody>, kind: &'static str) {
+    reply
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
 }
 
 /// Passes a backend's refusal on, in the caller's dialect.
 async fn pass_error(
     route: Infer,
-    is_translated: bool,
     status: StatusCode,
     upstream: UpstreamBody,
 ) -> Response<ReplyBody> {
@@ -416,13 +537,17 @@ async fn pass_error(
         status
     };
     let body = upstream.collect(ERROR_MAX).await.unwrap_or_default();
-    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
-    if !is_translated && is_json {
-        return json_reply(status, body);
-    }
-    let text = translate::error_message(&body)
-        .unwrap_or_else(|| format!("the model server answered {status}"));
     let dialect: Dialect = route.dialect();
+    if dialect.is_error(&body)
+        && let Ok(mut error) = serde_json::from_slice::<Value>(&body)
+    {
+        scrub_value(&mut error);
+        return json_reply(status, error.to_string());
+    }
+    let text = translate::error_message(&body).map_or_else(
+        || format!("the model server answered {status}"),
+        |text| scrub::scrub(&text),
+    );
     json_reply(status, dialect.error_body(status, &text))
 }
 

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::header::{HeaderName, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -18,13 +19,19 @@ use super::json::Object;
 use super::listing::{self, Listed};
 use super::relay::{Filter, Relay};
 use super::server::Asked;
+use super::tracked::Tracked;
 use super::upstream::{Patience, Target, UpstreamError};
-use super::{Core, ReplyBody, door, server, upstream};
+use super::{Core, QUEUE_HEADER, ReplyBody, door, probe, server, upstream};
 use crate::catalog::{Catalog, Entry, HostOffer, Lookup};
+use crate::choice::{Ask, Prefer, Prefix, Work};
 use crate::view::{Caller, View};
 
 /// How many hosts are tried for one request.
 const N_ATTEMPTS_MAX: usize = 4;
+/// What a client says of the host that it would like.
+const PREFER_HEADER: &str = "x-proxima-prefer";
+/// The exact name, on its host, of the model that answered.
+const MODEL_HEADER: &str = "x-proxima-model";
 
 /// A call that a host answers.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +93,7 @@ pub(crate) async fn answer(
         Err(refusal) => return Err(helpful(refusal, request.uri().path(), &catalog)),
     };
     let models = || -> Vec<Listed<'_>> {
-        let listed = catalog.entries().iter().filter_map(|entry| {
+        let listed = catalog.entries().filter_map(|entry| {
             let best = usable(core, entry).next()?;
             Some(listed(entry, best))
         });
@@ -104,10 +111,15 @@ pub(crate) async fn answer(
             let best = entry.offers.first().ok_or_else(nobody)?;
             return Ok(ok(&listing::v1_model(&listed(entry, best))));
         }
+        // Between nodes: this one has `meshctl top` and `meshctl models pull`.
+        Route::Live | Route::Pull => {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "404 page not found"));
+        }
         Route::Show => Call::Show,
         Route::Infer(route) => Call::Infer(route),
     };
     let alias = door::host_alias(&request, &view);
+    let prefer = prefer(request.headers())?;
     let asked = server::read(&core.own_bodies, None, request).await?;
     let entry = match (clean::model_of(&asked.body)?, &alias) {
         (Some(name), _) => {
@@ -131,15 +143,35 @@ pub(crate) async fn answer(
         Some(Alias::OnNode(node, _)) => Some(node),
         Some(Alias::Label(_) | Alias::Id(_)) | None => None,
     };
-    let all = entry
+    let offers: Vec<&HostOffer> = entry
         .offers
         .iter()
-        .filter(|o| pinned.is_none_or(|node| o.name == *node));
-    let mut hosts: Vec<&HostOffer> = all.collect();
-    // Hosts that were found down come last: they may be back, and nobody else has the model.
-    hosts.sort_by_key(|offer| !offer.is_online || core.is_down(&offer.node));
-    hosts.truncate(N_ATTEMPTS_MAX);
-    send(core, &view, call, &hosts, asked).await
+        .filter(|o| pinned.is_none_or(|node| o.name == *node))
+        .collect();
+    let prefix = call
+        .route()
+        .filter(|route| route.has_prompt())
+        .and_then(|_| Prefix::of(&asked.body));
+    let ask = Ask {
+        prefix: prefix.as_ref(),
+        prefer: prefer.as_ref(),
+        own: core.load(),
+    };
+    let hosts = core
+        .hosts
+        .choose(&offers, &ask, N_ATTEMPTS_MAX, Instant::now());
+    send(core, &view, call, &hosts, prefix.as_ref(), asked).await
+}
+
+/// What the client prefers.
+fn prefer(headers: &HeaderMap) -> Result<Option<Prefer>, Refusal> {
+    let Some(value) = headers.get(PREFER_HEADER) else {
+        return Ok(None);
+    };
+    let parsed = value.to_str().unwrap_or_default().parse();
+    parsed
+        .map(Some)
+        .map_err(|err: crate::choice::PreferError| Refusal::bad_request(err.to_string()))
 }
 
 fn ok(value: &Value) -> Response<ReplyBody> {
@@ -181,7 +213,7 @@ fn helpful(refusal: Refusal, path: &str, catalog: &Catalog) -> Refusal {
 
 /// The first names of the catalogue.
 fn names(catalog: &Catalog) -> Vec<&str> {
-    let names = catalog.entries().iter().map(|entry| entry.model.as_str());
+    let names = catalog.entries().map(|entry| entry.model.as_str());
     names.take(20).collect()
 }
 
@@ -239,26 +271,34 @@ async fn send(
     view: &Arc<View>,
     call: Call,
     hosts: &[&HostOffer],
+    prefix: Option<&Prefix>,
     mut asked: Asked,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let body = &mut asked.body;
     body.remove("name");
     let mut last: Option<Result<Response<ReplyBody>, Refusal>> = None;
     for (at, host) in hosts.iter().enumerate() {
-        body.insert("model".to_owned(), Value::String(host.offer.model.clone()));
+        let is_last = at + 1 == hosts.len();
+        let model = &host.offer.model;
+        body.insert("model".to_owned(), Value::String(model.clone()));
+        let work = core.hosts.start(host.node, model, prefix, Instant::now());
         let mut tried = if host.is_self {
             // Only a copy where another host may need it.
-            let body = if at + 1 == hosts.len() {
+            let body = if is_last {
                 std::mem::take(body)
             } else {
                 body.clone()
             };
-            local(core, view, call, body).await
+            local(core, view, call, body, work).await
         } else {
-            remote(core, host, call, body).await
+            remote(core, host, call, body, work, is_last).await
         };
         if let Ok(reply) = &mut tried {
             door::sign(reply, &host.name, Some(at + 1));
+            if let Ok(model) = HeaderValue::from_str(model) {
+                let headers = reply.headers_mut();
+                headers.insert(HeaderName::from_static(MODEL_HEADER), model);
+            }
         }
         let is_final = match &tried {
             Ok(reply) => !is_worth_another(reply.status()),
@@ -288,10 +328,26 @@ async fn local(
     view: &Arc<View>,
     call: Call,
     body: Object,
+    mut work: Work,
 ) -> Result<Response<ReplyBody>, Refusal> {
-    match call {
-        Call::Show => door::show(core, view, None, &body).await,
+    let answered = match call {
+        Call::Show => return door::show(core, view, None, &body).await,
         Call::Infer(route) => door::infer(core, view, None, route, None, body).await,
+    };
+    let now = Instant::now();
+    match answered {
+        Ok(reply) if reply.status() == StatusCode::OK => {
+            work.answered(waited(reply.headers()), None, now);
+            Ok(reply.map(|body| Tracked::new(body, work).boxed_unsync()))
+        }
+        Ok(reply) => {
+            judge(&mut work, reply.status(), reply.headers(), now);
+            Ok(reply)
+        }
+        Err(refusal) => {
+            judge(&mut work, refusal.status, &HeaderMap::new(), now);
+            Err(refusal)
+        }
     }
 }
 
@@ -300,10 +356,13 @@ async fn remote(
     host: &HostOffer,
     call: Call,
     body: &Object,
+    mut work: Work,
+    is_last: bool,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let filter = call.filter(body)?;
     let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
     let addr = SocketAddr::new(IpAddr::V4(host.ipv4), core.peer_port);
+    let target = Target::Host(addr, core.outward.clone());
     let patience = match call {
         Call::Show => Patience::SHORT,
         Call::Infer(_) => Patience::of(filter.is_stream()).through_queue(),
@@ -314,39 +373,79 @@ async fn remote(
             format!("the host {} {text}", host.name),
         )
     };
-    let reply = match upstream::post(
-        &core.pool,
-        &Target::Host(addr),
-        call.path(),
-        bytes,
-        patience,
-    )
-    .await
-    {
-        Ok(reply) => reply,
-        Err(err) => {
-            tracing::debug!(host = %host.name, %err, "host failed");
-            if !matches!(err, UpstreamError::Silent) {
-                core.liveness.mark_down(host.node, Instant::now());
-            }
-            return Err(unreachable("cannot be reached at the moment"));
+    let began = async {
+        let (head, mut body) = upstream::post(&core.pool, &target, call.path(), bytes, patience)
+            .await?
+            .into_parts();
+        // Once a byte of the answer is out, no other host can take over.
+        body.peek().await.map(|()| (head, body))
+    };
+    let began = tokio::select! {
+        began = began => began,
+        () = work.lost(is_last) => {
+            return Err(unreachable("stopped answering"));
         }
     };
-    core.liveness.mark_up(&host.node);
-    let (head, mut body) = reply.into_parts();
-    // Once a byte of the answer is out, no other host can take over.
-    if body.peek().await.is_err() {
-        return Err(unreachable("broke off before its answer began"));
-    }
-    let (status, headers) = upstream::passed_head(head.status, &head.headers);
-    let filter = if status == StatusCode::OK {
-        filter
-    } else {
-        Filter::whole()
+    let now = Instant::now();
+    let (head, body) = match began {
+        Ok(began) => began,
+        Err(err) => {
+            tracing::debug!(host = %host.name, %err, "host failed");
+            return Err(match err {
+                UpstreamError::Connect(_) => {
+                    work.unreachable(now);
+                    unreachable("cannot be reached at the moment")
+                }
+                UpstreamError::Broken(_) | UpstreamError::Body => {
+                    work.broken(now);
+                    unreachable("broke off before its answer began")
+                }
+                UpstreamError::Silent => {
+                    work.failed(now);
+                    unreachable("said nothing for too long")
+                }
+            });
+        }
     };
-    let relay = Relay::new(body, filter, call.dialect());
-    let mut reply = Response::new(relay.boxed_unsync());
+    work.answered(waited(&head.headers), probe::load_of(&head.headers), now);
+    let (status, mut headers) = upstream::passed_head(head.status, &head.headers);
+    if let Some(waited) = head.headers.get(QUEUE_HEADER) {
+        headers.insert(HeaderName::from_static(QUEUE_HEADER), waited.clone());
+    }
+    let body = if status == StatusCode::OK {
+        let relay = Relay::new(body, filter, call.dialect());
+        match call {
+            Call::Infer(_) => Tracked::new(relay, work).boxed_unsync(),
+            Call::Show => relay.boxed_unsync(),
+        }
+    } else {
+        judge(&mut work, status, &head.headers, now);
+        Relay::new(body, Filter::whole(), call.dialect()).boxed_unsync()
+    };
+    let mut reply = Response::new(body);
     *reply.status_mut() = status;
     *reply.headers_mut() = headers;
     Ok(reply)
+}
+
+/// How long a request waited for its turn, as its host says.
+fn waited(headers: &HeaderMap) -> Duration {
+    let told = headers.get(QUEUE_HEADER);
+    let told = told.and_then(|value| value.to_str().ok()?.parse().ok());
+    Duration::from_millis(told.unwrap_or(0))
+}
+
+/// What an answer that is none says of its host.
+fn judge(work: &mut Work, status: StatusCode, headers: &HeaderMap, now: Instant) {
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            let after = headers.get(RETRY_AFTER);
+            let after = after.and_then(|value| value.to_str().ok()?.parse().ok());
+            work.refused(after.map(Duration::from_secs), now);
+        }
+        status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
+            work.failed(now);
+        }
+        _ => {}
+    }
 }

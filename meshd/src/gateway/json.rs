@@ -47,7 +47,9 @@ pub(crate) fn fold_key(key: &str) -> String {
 /// Whether some key would be taken for `known` by a decoder that ignores case, and is not spelled so.
 pub(crate) fn misspelled<'a>(object: &'a Object, known: &[&str]) -> Option<&'a str> {
     object.keys().map(String::as_str).find(|key| {
-        !known.contains(key) && {
+        let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        // What is folded already cannot become another key.
+        !known.contains(key) && !key.bytes().all(is_plain) && {
             let folded = fold_key(key);
             known.contains(&folded.as_str())
         }

@@ -15,24 +15,27 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use memchr::memmem;
 use mesh_proto::id::NodeId;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::admit::{Infer, Route};
 use super::bodies::{Bodies, NoRoom, Room};
 use super::dialect::{Dialect, Refusal, full, json_reply};
 use super::json::Object;
-use super::{API_VERSION, Core, DOOR_HEADER, ReplyBody, clean, door, guest, json, upstream};
+use super::stream::{Listener, Stream};
+use super::workers::{Arrival, Workers};
+use super::{API_VERSION, Core, DOOR_HEADER, ReplyBody, clean, door, guest, json};
 
 /// Connections at one listener.
-const N_CONNECTIONS_MAX: usize = 1_024;
+const N_CONNECTIONS_MAX: usize = 4_096;
 /// Connections of one peer at the door.
 const N_CONNECTIONS_PER_PEER_MAX: usize = 128;
 /// How long the head of a request may take, an idle connection included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a body may take, beside the time for its length.
 const BODY_GRACE: Duration = Duration::from_secs(10);
 /// Bytes a second that a body must come with.
@@ -41,8 +44,10 @@ const BODY_RATE_MIN: usize = 64 << 10;
 const BODY_MAX: usize = 8 << 20;
 /// The largest body that holds pictures.
 const BODY_WITH_IMAGES_MAX: usize = 32 << 20;
+/// From this length on a body is parsed beside the thread that serves the others.
+const BODY_LARGE: usize = 256 << 10;
 /// How long a caller may leave a reply unread.
-const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a pair of listeners is tried until one port is free for both protocols.
 const N_BIND_TRIES: usize = 32;
 
@@ -93,42 +98,42 @@ fn listen_once(addrs: &[IpAddr], device: Option<&str>) -> io::Result<(Vec<TcpLis
     Ok((listeners, port))
 }
 
-/// Accepts until dropped; the connections end with it.
-pub(crate) async fn serve(listener: &TcpListener, side: Side, core: Arc<Core>) {
-    let mut connections = JoinSet::new();
+/// Accepts until dropped.
+pub(crate) async fn serve(mut listener: Listener, side: Side, core: Arc<Core>, workers: &Workers) {
+    let places = Arc::new(Semaphore::new(N_CONNECTIONS_MAX));
     let per_peer = Arc::new(PerPeer::default());
     loop {
-        tokio::select! {
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, from)) => {
-                    if connections.len() >= N_CONNECTIONS_MAX {
-                        continue;
-                    }
-                    let n_max = match side {
-                        Side::Door => N_CONNECTIONS_PER_PEER_MAX,
-                        Side::Guest => N_CONNECTIONS_MAX,
-                    };
-                    if let Some(place) = PerPeer::enter(&per_peer, from.ip(), n_max) {
-                        let core = Arc::clone(&core);
-                        connections.spawn(async move {
-                            let _place = place;
-                            connection(stream, from.ip(), side, core).await;
-                        });
-                    }
+        match listener.accept().await {
+            Ok((socket, from)) => {
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    continue;
+                };
+                let n_max = match side {
+                    Side::Door => N_CONNECTIONS_PER_PEER_MAX,
+                    Side::Guest => N_CONNECTIONS_MAX,
+                };
+                if let Some(peer_place) = PerPeer::enter(&per_peer, from, n_max) {
+                    workers.take(Arrival {
+                        socket,
+                        from,
+                        side,
+                        core: Arc::clone(&core),
+                        place: (place, peer_place),
+                    });
                 }
-                Err(err) => {
-                    // Out of file descriptors, mostly: existing connections have to end first.
-                    tracing::warn!(%err, "cannot accept");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
+            }
+            Err(err) => {
+                // Out of file descriptors, mostly: existing connections have to end first.
+                tracing::warn!(%err, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
     }
 }
 
-async fn connection(stream: TcpStream, from: IpAddr, side: Side, core: Arc<Core>) {
-    if let Err(err) = upstream::tune(&stream, Duration::from_secs(10), UNREAD_TIMEOUT) {
+/// Serves one connection to its end.
+pub(crate) async fn connection(stream: Stream, from: IpAddr, side: Side, core: Arc<Core>) {
+    if let Err(err) = stream.tune(Duration::from_secs(10), UNREAD_TIMEOUT) {
         tracing::debug!(%err, "connection gone");
         return;
     }
@@ -190,6 +195,8 @@ pub(crate) fn fixed(route: &Route) -> Option<Response<ReplyBody>> {
         | Route::Show
         | Route::Models
         | Route::Model(_)
+        | Route::Live
+        | Route::Pull
         | Route::Infer(_) => {
             return None;
         }
@@ -266,6 +273,7 @@ fn is_below(name: &str, suffix: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) body: Object,
+    pub(crate) n_bytes: usize,
     _memory: Room,
 }
 
@@ -322,15 +330,29 @@ pub(crate) async fn read(
         if bytes.len() + data.len() > BODY_WITH_IMAGES_MAX {
             return Err(too_large());
         }
+        let was_short = bytes.len() <= BODY_MAX;
         bytes.extend_from_slice(&data);
-        memory.grow_to((bytes.len() >> 20) + 1).map_err(no_room)?;
+        // Pictures make a body long, and their key comes before them.
+        if was_short && bytes.len() > BODY_MAX && memmem::find(&bytes, b"image").is_none() {
+            return Err(too_large());
+        }
+        memory.grow_to(bytes.len()).map_err(no_room)?;
     }
-    let body = json::parse_object(&bytes).map_err(Refusal::bad_request)?;
-    if bytes.len() > BODY_MAX && !clean::has_images(&body) {
+    let n_bytes = bytes.len();
+    let parsed = if n_bytes < BODY_LARGE {
+        json::parse_object(&bytes)
+    } else {
+        let parsing = move || json::parse_object(&bytes);
+        let parsed = tokio::task::spawn_blocking(parsing).await;
+        parsed.map_err(|_| Refusal::busy("this node is about to end"))?
+    };
+    let body = parsed.map_err(Refusal::bad_request)?;
+    if n_bytes > BODY_MAX && !clean::has_images(&body) {
         return Err(too_large());
     }
     Ok(Asked {
         body,
+        n_bytes,
         _memory: memory,
     })
 }
@@ -358,6 +380,7 @@ pub(crate) fn not_found(route: Option<Infer>, model: &str, known: &[&str]) -> Re
         text.push_str("; shared with you: ");
         text.push_str(&known.join(", "));
     }
+    text.push_str("; hosts hear of what you would like by `meshctl models want`");
     Refusal::new(StatusCode::NOT_FOUND, text)
 }
 
@@ -365,7 +388,9 @@ pub(crate) fn not_found(route: Option<Infer>, model: &str, known: &[&str]) -> Re
 #[derive(Debug, Default)]
 struct PerPeer(Mutex<BTreeMap<IpAddr, usize>>);
 
-struct PeerPlace {
+/// A peer's place; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct PeerPlace {
     counts: Arc<PerPeer>,
     peer: IpAddr,
 }

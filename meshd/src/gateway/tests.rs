@@ -1,8 +1,13 @@
 //! Whole gateways on loopback addresses, with model servers that the tests speak for byte by byte.
 
+mod abuse;
 mod cancel;
+mod choice;
 mod door;
 mod guest;
+mod protocol;
+mod silence;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,7 +19,7 @@ use mesh_proto::id::{NetworkId, NodeId, UserId, UserName};
 use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
 use mesh_proto::local::Settings;
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, Revision, SelfNode};
-use mesh_proto::share::{BackendApi, HostOffers, Offer};
+use mesh_proto::share::{BackendApi, HostOffers, Offer, Protocol};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -37,9 +42,6 @@ pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
 
 pub(super) fn offer(model: &str, api: BackendApi) -> Offer {
     Offer {
-        model: model.to_owned(),
-        digest: None,
-        api,
         size_bytes: 1_057_622,
         family: "llama".to_owned(),
         parameter_size: "517K".to_owned(),
@@ -48,6 +50,7 @@ pub(super) fn offer(model: &str, api: BackendApi) -> Offer {
         capabilities: vec!["completion".to_owned()],
         is_loaded: true,
         modified_at: "2026-11-23T13:00:00Z".to_owned(),
+        ..Offer::new(model, api)
     }
 }
 
@@ -58,6 +61,12 @@ pub(super) fn ollama(model: &str) -> Offer {
     }
     Offer {
         digest: Some(mesh_proto::share::Digest::from_bytes(bytes)),
+        speaks: vec![
+            Protocol::Ollama,
+            Protocol::OpenAi,
+            Protocol::Responses,
+            Protocol::Messages,
+        ],
         ..offer(model, BackendApi::Ollama)
     }
 }
@@ -87,7 +96,7 @@ pub(super) fn peer(n: u8, models: Vec<Offer>) -> (NodeId, PeerEntry) {
         is_online: true,
         last_seen_ms: None,
         offers: HostOffers {
-            models,
+            models: models.into_iter().map(Arc::new).collect(),
             ..HostOffers::default()
         },
     };
@@ -136,8 +145,8 @@ pub(super) fn view(peers: Vec<(NodeId, PeerEntry)>) -> Arc<View> {
 /// A node under test.
 pub(super) struct Node {
     pub(super) gateway: Arc<Gateway>,
-    pub(super) liveness: Arc<Liveness>,
-    pub(super) usage: mpsc::Receiver<Usage>,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) usage: mpsc::Receiver<UsageRecord>,
     pub(super) share: watch::Sender<Arc<InventoryStatus>>,
     _view: watch::Sender<Option<Arc<View>>>,
     _task: AbortOnDropHandle<()>,
@@ -155,7 +164,7 @@ impl Node {
             shared: shared
                 .into_iter()
                 .map(|(offer, backend)| Shared {
-                    offer,
+                    offer: offer.into(),
                     authority: backend.addr.to_string(),
                 })
                 .collect(),
@@ -164,15 +173,21 @@ impl Node {
         let (view_tx, view) = watch::channel(Some(view(peers)));
         let (share_tx, share) = watch::channel(Arc::new(status));
         let (meter, usage) = mpsc::channel(64);
-        let liveness = Arc::new(Liveness::default());
+        let hosts = Arc::new(Hosts::default());
         let gateway = Gateway::bind(GatewayConfig {
-            ipv4: OWN,
-            ipv6: None,
-            device: None,
+            reach: Reach::Interface {
+                ipv4: OWN,
+                ipv6: None,
+                device: None,
+            },
             view,
-            liveness: Arc::clone(&liveness),
+            hosts: Arc::clone(&hosts),
             share,
+            pace: Arc::default(),
+            pulled: Arc::default(),
             meter: Some(meter),
+            spending: Arc::default(),
+            occupancy: Arc::default(),
             door_port,
         });
         let gateway = Arc::new(gateway.unwrap());
@@ -180,7 +195,7 @@ impl Node {
         let task = tokio::spawn(async move { running.run(CancellationToken::new()).await });
         Self {
             gateway,
-            liveness,
+            hosts,
             usage,
             share: share_tx,
             _view: view_tx,
@@ -203,7 +218,7 @@ impl Node {
     }
 
     pub(super) async fn guest(&self, request: &str) -> Client {
-        Client::send(1, self.gateway.guest_ports().model, request).await
+        Client::send(1, self.gateway.guest_ports().unwrap().model, request).await
     }
 }
 

@@ -1,6 +1,9 @@
 //! A request to a model server or to another host, on a connection that has it alone and is cut at once when the caller goes.
 
+mod wire;
+
 use std::fmt;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,21 +11,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName};
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use socket2::{SockRef, TcpKeepalive};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, SERVER};
+use http::{Response, StatusCode};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::pool::{Connection, Pool};
+use super::stream::{Outward, Stream};
+use wire::{Framing, Head, Step, WireError};
 
 /// How long a connection may take to come up.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A body up to this length is written together with its head.
+const JOINED_MAX: usize = 16 << 10;
 
 /// How long a host may owe a reply on an old connection until it is looked whether it is still there.
 const PROBE_AFTER: Duration = Duration::from_millis(500);
@@ -32,10 +35,10 @@ const PROBE_AFTER: Duration = Duration::from_millis(500);
 pub(crate) enum UpstreamError {
     /// Nobody answered there.
     #[error("cannot connect: {0}")]
-    Connect(std::io::Error),
+    Connect(io::Error),
     /// The connection broke.
     #[error("the connection broke: {0}")]
-    Broken(hyper::Error),
+    Broken(io::Error),
     /// It is connected and says nothing for longer than any work takes.
     #[error("nothing came for too long")]
     Silent,
@@ -79,13 +82,24 @@ impl Patience {
 
 /// A reply's body together with the connection that it comes over.
 pub(crate) struct UpstreamBody {
-    incoming: Incoming,
+    framing: Framing,
     first: Option<Bytes>,
     patience: Duration,
-    silence: Pin<Box<Sleep>>,
-    is_waiting: bool,
+    /// Since when nothing has come. A caller that reads slowly is no silence.
+    silent_since: Option<Instant>,
+    /// Looks at that when it ends; it is not set anew for each piece.
+    alarm: Option<Pin<Box<Sleep>>>,
     /// Until the reply is whole. Dropping it closes the socket, which is how a backend learns that nobody waits any more.
-    connection: Option<(Connection, Arc<Pool>, String)>,
+    connection: Option<Connection>,
+    home: Home,
+}
+
+/// Where a connection goes when its reply is whole.
+struct Home {
+    pool: Arc<Pool>,
+    place: String,
+    is_kept: bool,
+    is_costly: bool,
 }
 
 impl fmt::Debug for UpstreamBody {
@@ -95,6 +109,29 @@ impl fmt::Debug for UpstreamBody {
 }
 
 impl UpstreamBody {
+    fn new(head: &Head, connection: Connection, home: Home, patience: Duration) -> Self {
+        Self {
+            framing: head.framing,
+            first: None,
+            patience,
+            silent_since: None,
+            alarm: None,
+            connection: Some(connection),
+            home,
+        }
+    }
+
+    /// How much is yet to come, where the head told.
+    pub(crate) fn n_left(&self) -> Option<u64> {
+        let n_first = self.first.as_ref().map_or(0, Bytes::len);
+        Some(self.framing.n_left()? + n_first as u64)
+    }
+
+    /// Whether the last of it was given out, where its length was told.
+    pub(crate) fn is_over(&self) -> bool {
+        self.first.is_none() && self.framing == Framing::Length(0)
+    }
+
     /// The next bytes.
     pub(crate) fn poll_data(
         &mut self,
@@ -104,31 +141,71 @@ impl UpstreamBody {
             return Poll::Ready(Some(Ok(first)));
         }
         loop {
-            let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(task) else {
-                // Counted from the first wait after a piece: a caller that reads slowly is no silence.
-                if !self.is_waiting {
-                    self.is_waiting = true;
-                    let deadline = Instant::now() + self.patience;
-                    self.silence.as_mut().reset(deadline);
-                }
-                ready!(self.silence.as_mut().poll(task));
-                return Poll::Ready(Some(Err(UpstreamError::Silent)));
+            let Some(connection) = &mut self.connection else {
+                return Poll::Ready(None);
             };
-            self.is_waiting = false;
-            match frame {
-                None => {
-                    if let Some((connection, pool, place)) = self.connection.take() {
-                        pool.put(&place, connection);
+            match self.framing.step(&mut connection.read) {
+                Err(err) => return Poll::Ready(Some(Err(self.broken(invalid(err))))),
+                Ok(Step::Data(data)) => {
+                    self.silent_since = None;
+                    if self.framing == Framing::Length(0) {
+                        self.go_home();
                     }
+                    return Poll::Ready(Some(Ok(data)));
+                }
+                Ok(Step::End) => {
+                    self.go_home();
                     return Poll::Ready(None);
                 }
-                Some(Err(err)) => return Poll::Ready(Some(Err(UpstreamError::Broken(err)))),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(data)));
-                    }
-                }
+                Ok(Step::More) => {}
             }
+            let Poll::Ready(filled) = connection.poll_fill(task, self.framing.n_left()) else {
+                ready!(self.poll_silence(task));
+                self.connection = None;
+                return Poll::Ready(Some(Err(UpstreamError::Silent)));
+            };
+            match filled {
+                Ok(0) if self.framing == Framing::Close => {
+                    self.connection = None;
+                    return Poll::Ready(None);
+                }
+                Ok(0) => {
+                    let err = self.broken(io::ErrorKind::UnexpectedEof.into());
+                    return Poll::Ready(Some(Err(err)));
+                }
+                Ok(_) => {}
+                Err(err) => return Poll::Ready(Some(Err(self.broken(err)))),
+            }
+        }
+    }
+
+    fn broken(&mut self, err: io::Error) -> UpstreamError {
+        self.connection = None;
+        UpstreamError::Broken(err)
+    }
+
+    fn go_home(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && self.home.is_kept
+        {
+            let Home { pool, place, .. } = &self.home;
+            pool.put(place, connection, self.home.is_costly);
+        }
+    }
+
+    /// Ready when nothing came for too long.
+    fn poll_silence(&mut self, task: &mut Context<'_>) -> Poll<()> {
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        let deadline = since + self.patience;
+        let alarm = self
+            .alarm
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        loop {
+            ready!(alarm.as_mut().poll(task));
+            if alarm.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            alarm.as_mut().reset(deadline);
         }
     }
 
@@ -161,8 +238,8 @@ impl UpstreamBody {
 pub(crate) enum Target {
     /// A model server, `127.0.0.1:11434`.
     Backend(String),
-    /// Another host's door.
-    Host(SocketAddr),
+    /// Another host's door, and the way there.
+    Host(SocketAddr, Outward),
 }
 
 /// Sends a request with a JSON body and waits for the head of the reply. Dropping the future cuts the connection.
@@ -178,54 +255,128 @@ pub(crate) async fn post(
 ) -> Result<Response<UpstreamBody>, UpstreamError> {
     let place = match target {
         Target::Backend(authority) => authority.clone(),
-        Target::Host(addr) => addr.to_string(),
+        Target::Host(addr, _) => addr.to_string(),
     };
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = http::Method::POST;
-    *request.uri_mut() = http::Uri::from_static(path);
-    let headers = request.headers_mut();
-    if let Ok(host) = HeaderValue::from_str(&place) {
-        headers.insert(HOST, host);
-    }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    let mut out = Outgoing::new(path, &place, body);
     let asked = async {
         if let Some(mut connection) = pool.take(&place) {
-            let sent = tokio::select! {
-                sent = connection.sender.try_send_request(request) => sent,
+            let exchanged = tokio::select! {
+                exchanged = exchange(&mut connection, &mut out) => exchanged,
                 err = unreachable(target) => return Err(err),
             };
-            match sent {
-                Ok(reply) => return Ok((reply, connection)),
-                Err(mut err) => match err.take_message() {
-                    // It was never sent.
-                    Some(back) => request = back,
-                    None => return Err(UpstreamError::Broken(err.into_error())),
-                },
+            match exchanged {
+                Ok(head) => return Ok((head, connection)),
+                // It was closed at the last moment, and nothing was sent.
+                Err(_) if out.n_sent == 0 => {}
+                Err(err) => return Err(UpstreamError::Broken(err)),
             }
         }
         let mut connection = open(target).await?;
-        let reply = connection.sender.send_request(request).await;
-        Ok((reply.map_err(UpstreamError::Broken)?, connection))
+        let head = exchange(&mut connection, &mut out).await;
+        Ok((head.map_err(UpstreamError::Broken)?, connection))
     };
-    let (reply, connection) = tokio::time::timeout(patience.head, asked)
+    let (head, connection) = tokio::time::timeout(patience.head, asked)
         .await
         .map_err(|_| UpstreamError::Silent)??;
-    Ok(reply.map(|incoming| UpstreamBody {
-        incoming,
-        first: None,
-        patience: patience.idle,
-        silence: Box::pin(tokio::time::sleep(patience.idle)),
-        is_waiting: false,
-        connection: Some((connection, Arc::clone(pool), place)),
-    }))
+    let home = Home {
+        pool: Arc::clone(pool),
+        place,
+        is_kept: head.is_kept && out.is_sent(),
+        // Each connection has a thread of it, of which there are few.
+        is_costly: head
+            .headers
+            .get(SERVER)
+            .is_some_and(|server| server.as_bytes().starts_with(b"llama.cpp")),
+    };
+    let body = UpstreamBody::new(&head, connection, home, patience.idle);
+    let mut reply = Response::new(body);
+    *reply.status_mut() = head.status;
+    *reply.headers_mut() = head.headers;
+    Ok(reply)
+}
+
+/// A request on its way.
+struct Outgoing {
+    head: Vec<u8>,
+    body: Bytes,
+    n_sent: usize,
+}
+
+impl Outgoing {
+    fn new(path: &str, place: &str, body: Bytes) -> Self {
+        let n_body = body.len();
+        let mut head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {place}\r\ncontent-type: application/json\r\naccept: */*\r\ncontent-length: {n_body}\r\n\r\n"
+        )
+        .into_bytes();
+        let body = if n_body <= JOINED_MAX {
+            head.extend_from_slice(&body);
+            Bytes::new()
+        } else {
+            body
+        };
+        Self {
+            head,
+            body,
+            n_sent: 0,
+        }
+    }
+
+    fn is_sent(&self) -> bool {
+        self.n_sent == self.head.len() + self.body.len()
+    }
+
+    /// Ready when all is sent.
+    fn poll_send(&mut self, stream: &mut Stream, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.is_sent() {
+            let head = self.head.get(self.n_sent..).unwrap_or_default();
+            let n_of_body = self.n_sent.saturating_sub(self.head.len());
+            let body = self.body.get(n_of_body..).unwrap_or_default();
+            let parts = [IoSlice::new(head), IoSlice::new(body)];
+            match ready!(Pin::new(&mut *stream).poll_write_vectored(task, &parts))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.n_sent += n,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Sends a request and reads the head of the reply, which may come before all is sent.
+async fn exchange(connection: &mut Connection, out: &mut Outgoing) -> io::Result<Head> {
+    let mut unsent: Option<io::Error> = None;
+    std::future::poll_fn(|task| {
+        if unsent.is_none()
+            && let Poll::Ready(Err(err)) = out.poll_send(&mut connection.stream, task)
+        {
+            if out.n_sent == 0 {
+                return Poll::Ready(Err(err));
+            }
+            // What made the other end close may be told in its reply.
+            unsent = Some(err);
+        }
+        loop {
+            if let Some(head) = wire::take_head(&mut connection.read).map_err(invalid)? {
+                return Poll::Ready(Ok(head));
+            }
+            if ready!(connection.poll_fill(task, None))? == 0 {
+                let eof = || io::ErrorKind::UnexpectedEof.into();
+                return Poll::Ready(Err(unsent.take().unwrap_or_else(eof)));
+            }
+        }
+    })
+    .await
+}
+
+fn invalid(err: WireError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, err)
 }
 
 /// Ends when a host that owes a reply on an old connection cannot be reached any more; a new connection would have told.
 async fn unreachable(target: &Target) -> UpstreamError {
-    if let Target::Host(addr) = target {
+    if let Target::Host(addr, outward) = target {
         tokio::time::sleep(PROBE_AFTER).await;
-        if let Err(err) = connect(TcpStream::connect(addr)).await {
+        if let Err(err) = connect(outward.connect(*addr)).await {
             return err;
         }
     }
@@ -234,50 +385,26 @@ async fn unreachable(target: &Target) -> UpstreamError {
 
 async fn open(target: &Target) -> Result<Connection, UpstreamError> {
     let stream = match target {
-        Target::Backend(authority) => connect(TcpStream::connect(authority)).await?,
-        Target::Host(addr) => connect(TcpStream::connect(addr)).await?,
+        Target::Backend(authority) => {
+            let connecting = async { TcpStream::connect(authority).await.map(Stream::Tcp) };
+            connect(connecting).await?
+        }
+        Target::Host(addr, outward) => connect(outward.connect(*addr)).await?,
     };
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(64)
-        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
-        .await
-        .map_err(UpstreamError::Broken)?;
-    let driver = tokio::spawn(async move {
-        // What goes wrong here is told by the reply as well.
-        let _ = connection.await;
-    });
-    Ok(Connection {
-        sender,
-        _driver: AbortOnDropHandle::new(driver),
-    })
+    Ok(Connection::new(stream))
 }
 
 async fn connect(
-    connecting: impl Future<Output = std::io::Result<TcpStream>>,
-) -> Result<TcpStream, UpstreamError> {
+    connecting: impl Future<Output = io::Result<Stream>>,
+) -> Result<Stream, UpstreamError> {
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
-        .map_err(|_| UpstreamError::Connect(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(|_| UpstreamError::Connect(io::ErrorKind::TimedOut.into()))?
         .map_err(UpstreamError::Connect)?;
-    tune(&stream, Duration::from_secs(1), Duration::from_secs(5))
+    stream
+        .tune(Duration::from_secs(1), Duration::from_secs(5))
         .map_err(UpstreamError::Connect)?;
     Ok(stream)
-}
-
-/// Makes a connection notice in seconds that its other end died without a word.
-pub(crate) fn tune(
-    stream: &TcpStream,
-    keepalive: Duration,
-    user_timeout: Duration,
-) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new()
-        .with_time(keepalive)
-        .with_interval(keepalive)
-        .with_retries(2);
-    socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(user_timeout))
 }
 
 /// Headers of a reply that are passed on.

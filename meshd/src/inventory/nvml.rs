@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use mesh_proto::share::Gpu;
-use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper::{cuda_driver_version_major, cuda_driver_version_minor};
 
 /// How long to wait before the library is looked for again.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// The most instances of one card that are looked for; there are seven at most today.
+const N_INSTANCES_MAX: u32 = 16;
 
 /// Where readings come from; tests have their own.
 pub(crate) trait GpuSource: Send {
@@ -27,26 +30,54 @@ impl GpuSource for Nvml {
             );
             format!("{major}.{minor}")
         });
+        let told = |device: &Device<'_>| Gpu {
+            driver: driver.clone(),
+            cuda: cuda.clone(),
+            ..read(device)
+        };
         let mut gpus = Vec::new();
         for index in 0..self.device_count()? {
-            // Any field may be unsupported on a consumer card or under MIG.
-            let device = self.device_by_index(index)?;
-            let memory = device.memory_info().ok();
-            gpus.push(Gpu {
-                name: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
-                uuid: device.uuid().ok(),
-                memory_total_bytes: memory.as_ref().map(|memory| memory.total),
-                memory_used_bytes: memory.as_ref().map(|memory| memory.used),
-                utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
-                temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
-                power_milliwatts: device.power_usage().ok(),
-                driver: driver.clone(),
-                cuda: cuda.clone(),
-                is_mig: device.mig_mode().ok().map(|mode| mode.current == 1),
-            });
+            let card = self.device_by_index(index)?;
+            let instances = instances(&card);
+            if instances.is_empty() {
+                gpus.push(told(&card));
+            }
+            gpus.extend(instances.iter().map(|instance| Gpu {
+                is_mig: Some(true),
+                ..told(instance)
+            }));
         }
         Ok(gpus)
     }
+}
+
+/// Any field may be unsupported on a consumer card or under MIG.
+fn read(device: &Device<'_>) -> Gpu {
+    let memory = device.memory_info().ok();
+    Gpu {
+        name: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
+        uuid: device.uuid().ok(),
+        memory_total_bytes: memory.as_ref().map(|memory| memory.total),
+        memory_used_bytes: memory.as_ref().map(|memory| memory.used),
+        utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+        temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+        power_milliwatts: device.power_usage().ok(),
+        is_mig: device.mig_mode().ok().map(|mode| mode.current == 1),
+        ..Gpu::default()
+    }
+}
+
+/// The instances that a card is cut into; none when it is whole, or when they cannot be seen.
+fn instances<'nvml>(card: &Device<'nvml>) -> Vec<Device<'nvml>> {
+    let is_cut = card.mig_mode().is_ok_and(|mode| mode.current == 1);
+    if !is_cut {
+        return Vec::new();
+    }
+    // The most that there can be: places without an instance are skipped.
+    let n_max = card.mig_device_count().unwrap_or(0).min(N_INSTANCES_MAX);
+    (0..n_max)
+        .filter_map(|index| card.mig_device_by_index(index).ok())
+        .collect()
 }
 
 type Open = fn() -> Option<Box<dyn GpuSource>>;

@@ -9,7 +9,7 @@ pub(crate) fn matches_any(patterns: &[String], model: &str) -> bool {
 
 /// Case does not matter, `*` stands for any text and `?` for one character. A pattern without a tag and without `*` means
 /// the model with every tag.
-fn matches(pattern: &str, model: &str) -> bool {
+pub(crate) fn matches(pattern: &str, model: &str) -> bool {
     let pattern = normalise(pattern);
     let model = normalise(model);
     if glob(pattern.as_bytes(), model.as_bytes()) {

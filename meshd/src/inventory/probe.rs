@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, HOST};
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use mesh_proto::share::{BackendApi, Offer};
+use mesh_proto::share::{BackendApi, Offer, Protocol};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -65,17 +65,56 @@ pub(crate) async fn probe(url: &str) -> Result<Probe, Miss> {
             "what answers at {url} is neither Ollama nor an OpenAI-compatible server"
         )));
     }
-    let n_ctx = match fetch(&authority, "/props").await? {
-        Ok(props) => props
-            .pointer("/default_generation_settings/n_ctx")
-            .and_then(Value::as_u64),
-        Err(_) => None,
-    };
+    // Of llama-server alone.
+    let props = fetch(&authority, "/props").await?.unwrap_or_default();
     Ok(Probe {
         authority,
         api: BackendApi::OpenAi,
-        models: openai_models(&models, n_ctx),
+        models: openai_models(&models, &props),
     })
+}
+
+/// Asks what a server speaks beside what its lists tell; `None` when it does not answer.
+pub(crate) async fn spoken(authority: &str, api: BackendApi) -> Option<Vec<Protocol>> {
+    let mut speaks = match api {
+        BackendApi::Ollama => vec![Protocol::Ollama, Protocol::OpenAi],
+        BackendApi::OpenAi => vec![Protocol::OpenAi],
+    };
+    for (protocol, path) in [
+        (Protocol::Responses, "/v1/responses"),
+        (Protocol::Messages, "/v1/messages"),
+    ] {
+        if has_call(authority, api, path).await? {
+            speaks.push(protocol);
+        }
+    }
+    Some(speaks)
+}
+
+/// Whether there is such a call. Most servers say that the method is a wrong one; llama-server only complains of a request that
+/// names no model and says nothing, and runs nothing for it.
+async fn has_call(authority: &str, api: BackendApi, path: &'static str) -> Option<bool> {
+    match status(authority, Method::GET, path).await? {
+        StatusCode::METHOD_NOT_ALLOWED => return Some(true),
+        _ if api == BackendApi::Ollama => return Some(false),
+        _ => {}
+    }
+    let told = status(authority, Method::POST, path).await?;
+    Some(matches!(
+        told,
+        StatusCode::BAD_REQUEST
+            | StatusCode::UNPROCESSABLE_ENTITY
+            | StatusCode::INTERNAL_SERVER_ERROR
+    ))
+}
+
+async fn status(authority: &str, method: Method, path: &'static str) -> Option<StatusCode> {
+    let asked = async {
+        let stream = TcpStream::connect(authority).await.ok()?;
+        let answer = ask(stream, authority, method, path).await.ok()?;
+        Some(answer.0)
+    };
+    tokio::time::timeout(TIMEOUT, asked).await.ok()?
 }
 
 /// Ollama's list; `None` where there is no such call. A list that fails for now is not made up for by OpenAI's, which does
@@ -128,7 +167,7 @@ async fn fetch(authority: &str, path: &'static str) -> Result<Result<Value, Stri
         Ok(Err(err)) => return Err(Miss::Gone(format!("nothing listens at {authority}: {err}"))),
         Ok(Ok(stream)) => stream,
     };
-    match tokio::time::timeout(TIMEOUT, get(stream, authority, path)).await {
+    match tokio::time::timeout(TIMEOUT, ask(stream, authority, Method::GET, path)).await {
         Err(_) => Err(silent()),
         Ok(Err(err)) => Ok(Err(err.to_string())),
         Ok(Ok((status, headers, body))) => {
@@ -146,9 +185,11 @@ async fn fetch(authority: &str, path: &'static str) -> Result<Result<Value, Stri
     }
 }
 
-async fn get(
+/// Sends a request; one with a body has an empty object.
+async fn ask(
     stream: TcpStream,
     authority: &str,
+    method: Method,
     path: &'static str,
 ) -> Result<(StatusCode, HeaderMap, Bytes), crate::gateway::BoxError> {
     let (mut sender, connection) =
@@ -156,7 +197,9 @@ async fn get(
     let _driver = AbortOnDropHandle::new(tokio::spawn(async move {
         let _ = connection.await;
     }));
-    let mut request = Request::new(Empty::<Bytes>::new());
+    let body = if method == Method::POST { "{}" } else { "" };
+    let mut request = Request::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *request.method_mut() = method;
     *request.uri_mut() = http::Uri::from_static(path);
     request
         .headers_mut()
@@ -164,6 +207,10 @@ async fn get(
     request
         .headers_mut()
         .insert(ACCEPT, HeaderValue::from_static("application/json"));
+    if !body.is_empty() {
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+    }
     let (head, body) = sender.send_request(request).await?.into_parts();
     let body = Limited::new(body, LIST_MAX).collect().await?.to_bytes();
     Ok((head.status, head.headers, body))
@@ -229,7 +276,6 @@ fn ollama_models(tags: Value, loaded: Value) -> Vec<Offer> {
             let in_memory = loaded.get(&name);
             Some(Offer {
                 digest: model.digest.parse().ok(),
-                api: BackendApi::Ollama,
                 size_bytes: model.size,
                 family: details.family,
                 parameter_size: details.parameter_size,
@@ -242,7 +288,7 @@ fn ollama_models(tags: Value, loaded: Value) -> Vec<Offer> {
                 capabilities: model.capabilities.unwrap_or_default(),
                 is_loaded: in_memory.is_some(),
                 modified_at: model.modified_at,
-                model: name,
+                ..Offer::new(name, BackendApi::Ollama)
             })
         })
         .collect();
@@ -251,13 +297,15 @@ fn ollama_models(tags: Value, loaded: Value) -> Vec<Offer> {
     offers
 }
 
-fn openai_models(list: &Value, n_ctx: Option<u64>) -> Vec<Offer> {
+fn openai_models(list: &Value, props: &Value) -> Vec<Offer> {
     let entries = |key: &str| {
         list.get(key)
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
     };
+    let n_ctx = props.pointer("/default_generation_settings/n_ctx");
+    let n_ctx = n_ctx.and_then(Value::as_u64);
     let mut offers: Vec<Offer> = entries("data")
         .filter_map(|entry| {
             let name = entry.get("id")?.as_str()?;
@@ -266,37 +314,52 @@ fn openai_models(list: &Value, n_ctx: Option<u64>) -> Vec<Offer> {
             }
             let twin = entries("models")
                 .find(|twin| twin.get("name").and_then(Value::as_str) == Some(name));
-            let capabilities: Vec<String> = twin
-                .and_then(|twin| twin.get("capabilities")?.as_array())
-                .into_iter()
-                .flatten()
-                .filter_map(|text| Some(text.as_str()?.to_owned()))
-                .collect();
             let meta = |key: &str| entry.get("meta").and_then(|meta| meta.get(key)?.as_u64());
+            let quantization = entry.pointer("/meta/ftype").and_then(Value::as_str);
             Some(Offer {
-                model: name.to_owned(),
-                digest: None,
-                api: BackendApi::OpenAi,
                 size_bytes: meta("size").unwrap_or(0),
-                family: String::new(),
                 parameter_size: meta("n_params").map(parameter_size).unwrap_or_default(),
-                quantization: String::new(),
+                quantization: quantization
+                    .filter(|text| is_sane(text) && text.len() <= 32)
+                    .unwrap_or_default()
+                    .to_owned(),
                 context_length: n_ctx
                     .or_else(|| entry.get("max_model_len")?.as_u64())
                     .or_else(|| meta("n_ctx_train"))
                     .unwrap_or(0),
-                capabilities: if capabilities.is_empty() {
-                    vec!["completion".to_owned()]
-                } else {
-                    capabilities
-                },
+                capabilities: capabilities(twin, props),
                 is_loaded: true,
-                modified_at: String::new(),
+                ..Offer::new(name, BackendApi::OpenAi)
             })
         })
         .collect();
     offers.sort_by(|a, b| a.model.cmp(&b.model));
     offers
+}
+
+/// What a model can, in Ollama's words. llama-server tells some with its list, some with its properties.
+fn capabilities(twin: Option<&Value>, props: &Value) -> Vec<String> {
+    let told = twin.and_then(|twin| twin.get("capabilities")?.as_array());
+    let mut known: Vec<String> = told
+        .into_iter()
+        .flatten()
+        .filter_map(|text| Some(text.as_str()?.to_owned()))
+        .filter(|text| is_sane(text) && text.len() <= 32)
+        .take(16)
+        .collect();
+    if known.is_empty() {
+        known.push("completion".to_owned());
+    }
+    for (place, name) in [
+        ("/chat_template_caps/supports_tools", "tools"),
+        ("/modalities/vision", "vision"),
+        ("/modalities/audio", "audio"),
+    ] {
+        if props.pointer(place) == Some(&Value::Bool(true)) && !known.iter().any(|it| it == name) {
+            known.push(name.to_owned());
+        }
+    }
+    known
 }
 
 /// A count of parameters as Ollama writes it.

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use mesh_proto::door::Limit;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -192,6 +193,33 @@ async fn an_ollama_whose_list_fails_is_not_asked_for_the_other_one() {
     assert_eq!(probe::probe(&url).await.unwrap().api, BackendApi::OpenAi);
 }
 
+fn limit(who: &str) -> Limit {
+    Limit {
+        who: who.parse().unwrap(),
+        models: "*".to_owned(),
+        concurrent: Some(1),
+        per_minute: None,
+        tokens_per_day: None,
+    }
+}
+
+#[test]
+fn while_the_door_is_closed_the_mesh_hears_of_the_owners_nodes_alone() {
+    let open = InventoryStatus {
+        config: ShareConfig {
+            is_on: true,
+            ..ShareConfig::default()
+        },
+        ..InventoryStatus::default()
+    };
+    let closed = InventoryStatus {
+        closed: Some(Closed::GpuInUse),
+        ..open.clone()
+    };
+    assert_eq!(open.offers().audience, Audience::Everyone);
+    assert_eq!(closed.offers().audience, Audience::Mine);
+}
+
 #[test]
 fn leaving_a_mesh_ends_sharing_and_keeps_what_was_chosen_of_this_machine() {
     let shared = ShareConfig {
@@ -200,11 +228,23 @@ fn leaving_a_mesh_ends_sharing_and_keeps_what_was_chosen_of_this_machine() {
         audience: Audience::Users(vec!["anna".parse().unwrap()]),
         n_slots: 7,
         backends: vec!["http://127.0.0.1:9000".to_owned()],
+        door: DoorPolicy {
+            limits: vec![limit("each"), limit("user:anna")],
+            quiet: vec!["22:00-07:00".parse().unwrap()],
+            ..DoorPolicy::default()
+        },
+        pulls: PullPolicy {
+            users: vec!["anna".parse().unwrap()],
+            budget_bytes: 1,
+        },
     };
     let left = shared.after_leaving();
     assert!(!left.is_on);
     // The next mesh may have another anna.
     assert_eq!(left.audience, Audience::Mine);
+    assert_eq!(left.door.limits, [limit("each")]);
+    assert_eq!(left.door.quiet, shared.door.quiet);
+    assert_eq!(left.pulls, PullPolicy::default());
     assert_eq!(
         (left.models, left.n_slots, left.backends),
         (shared.models, 7, shared.backends)
@@ -212,5 +252,30 @@ fn leaving_a_mesh_ends_sharing_and_keeps_what_was_chosen_of_this_machine() {
     assert_eq!(
         ShareConfig::default().after_leaving(),
         ShareConfig::default()
+    );
+}
+
+#[tokio::test]
+async fn a_server_is_asked_what_it_speaks() {
+    // This one answers what it does not have with 404, to any method.
+    let answers: BTreeMap<&'static str, Value> = [
+        ("/v1/models", json!({ "data": [] })),
+        ("/v1/messages", Value::Null),
+    ]
+    .into();
+    let (url, _server) = server(&Arc::new(Mutex::new(answers)), None).await;
+    let authority = url.trim_start_matches("http://");
+    assert_eq!(
+        probe::spoken(authority, BackendApi::OpenAi).await,
+        Some(vec![Protocol::OpenAi, Protocol::Messages])
+    );
+    assert_eq!(
+        probe::spoken(authority, BackendApi::Ollama).await,
+        Some(vec![Protocol::Ollama, Protocol::OpenAi])
+    );
+    assert_eq!(
+        probe::spoken("127.0.0.1:1", BackendApi::OpenAi).await,
+        None,
+        "nobody is there"
     );
 }

@@ -21,8 +21,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_proto::control::{ErrorBody, code};
 use mesh_proto::local::{
-    PATH_BUGREPORT, PATH_DNS, PATH_DOWN, PATH_LOGOUT, PATH_METRICS, PATH_MODELS, PATH_NETCHECK,
-    PATH_PING, PATH_ROTATE, PATH_SETTINGS, PATH_SHARE, PATH_STATUS, PATH_UP,
+    DnsQuery, PATH_BUGREPORT, PATH_DNS, PATH_DNS_QUERY, PATH_DOWN, PATH_LOGOUT, PATH_METRICS,
+    PATH_MODELS, PATH_NETCHECK, PATH_PING, PATH_PULL, PATH_ROTATE, PATH_SETTINGS, PATH_SHARE,
+    PATH_STATUS, PATH_TOP, PATH_UP, PATH_USAGE, PATH_WANTS, PATH_WHY,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -307,12 +308,25 @@ async fn route<A: LocalApi>(
         (&Method::POST, PATH_LOGOUT) => done(api.logout().await),
         (&Method::POST, PATH_ROTATE) => done(api.rotate().await),
         (&Method::POST, PATH_PING) => json(&api.ping(body(request).await?).await?),
+        (&Method::POST, PATH_WHY) => json(&api.why(body(request).await?).await?),
         (&Method::GET, PATH_MODELS) => json(&api.models().await?),
+        (&Method::GET, PATH_TOP) => json(&api.top().await?),
+        (&Method::POST, PATH_PULL) => json(&api.pull(body(request).await?).await?),
+        (&Method::GET, PATH_WANTS) => json(&api.suggestions().await?),
+        (&Method::POST, PATH_WANTS) => done(api.want(body(request).await?).await),
         (&Method::GET, PATH_SHARE) => json(&api.share_status().await?),
         (&Method::POST, PATH_SHARE) => json(&api.share(body(request).await?).await?),
+        (&Method::GET, PATH_USAGE) => {
+            let n_days = parse_days(request.uri().query().unwrap_or_default())?;
+            json(&api.usage(n_days).await?)
+        }
         (&Method::GET, PATH_SETTINGS) => json(&api.settings().await?),
         (&Method::POST, PATH_SETTINGS) => json(&api.set(body(request).await?).await?),
         (&Method::GET, PATH_DNS) => json(&api.dns().await?),
+        (&Method::GET, PATH_DNS_QUERY) => {
+            let query = parse_query(request.uri().query().unwrap_or_default())?;
+            json(&api.dns_query(query).await?)
+        }
         (&Method::GET, PATH_NETCHECK) => json(&api.netcheck().await?),
         (&Method::GET, PATH_METRICS) => Ok(text(api.metrics().await?)),
         (&Method::GET, PATH_BUGREPORT) => json(&api.bugreport().await?),
@@ -323,6 +337,38 @@ async fn route<A: LocalApi>(
             ),
         )),
     }
+}
+
+fn parse_days(query: &str) -> Result<u32, LocalError> {
+    match query.strip_prefix("days=").map(str::parse::<u32>) {
+        None if query.is_empty() => Ok(30),
+        Some(Ok(n_days)) if (1..=400).contains(&n_days) => Ok(n_days),
+        Some(_) | None => Err(LocalError::new(
+            code::BAD_REQUEST,
+            "the query must be days=N, from 1 to 400",
+        )),
+    }
+}
+
+/// A DNS name needs no escapes, and one that has any is none.
+fn parse_query(query: &str) -> Result<DnsQuery, LocalError> {
+    let mut asked = DnsQuery {
+        name: String::new(),
+        kind: "A".to_owned(),
+    };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("name", name)) => asked.name = name.to_owned(),
+            Some(("type", kind)) => asked.kind = kind.to_owned(),
+            _ => {
+                return Err(LocalError::new(
+                    code::BAD_REQUEST,
+                    format!("`{pair}` is not understood: a DNS query takes name and type"),
+                ));
+            }
+        }
+    }
+    Ok(asked)
 }
 
 fn parse_wait(query: &str) -> Result<(Option<WaitFor>, Duration), LocalError> {

@@ -6,11 +6,13 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mesh_proto::control::{ErrorBody, code};
+use mesh_proto::control::{ErrorBody, WantRequest, code};
 use mesh_proto::local::{
-    DnsStatus, Models, NameMode, NetCheck, PingReply, PingRequest, RunState, SetRequest, Settings,
-    ShareRequest, ShareStatus, Status, UpRequest,
+    DnsAnswer, DnsQuery, DnsStatus, Models, NameMode, NetCheck, PingReply, PingRequest,
+    PullRequest, PullState, PullStatus, RunState, SetRequest, Settings, ShareRequest, ShareStatus,
+    Status, Suggestions, Top, UpRequest, UserspaceMode,
 };
+use mesh_proto::usage::UsageReport;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -77,12 +79,40 @@ impl LocalApi for FakeDaemon {
         Err(LocalError::new(code::TIMEOUT, "no reply"))
     }
 
+    async fn why(&self, request: WhyRequest) -> Result<Why, LocalError> {
+        self.note(format!("why {} {}", request.from, request.to));
+        Err(LocalError::new(code::NOT_FOUND, "no such node"))
+    }
+
     async fn models(&self) -> Result<Models, LocalError> {
         Ok(Models::default())
     }
 
+    async fn top(&self) -> Result<Top, LocalError> {
+        Ok(Top::default())
+    }
+
+    async fn pull(&self, request: PullRequest) -> Result<PullStatus, LocalError> {
+        self.note(format!("pull {} {}", request.model, request.host));
+        Ok(PullStatus::of(&request.model, PullState::Pulling))
+    }
+
+    async fn want(&self, request: WantRequest) -> Result<(), LocalError> {
+        self.note(format!("want {} {}", request.model, request.is_over));
+        Ok(())
+    }
+
+    async fn suggestions(&self) -> Result<Suggestions, LocalError> {
+        Ok(Suggestions::default())
+    }
+
     async fn share_status(&self) -> Result<ShareStatus, LocalError> {
         Ok(ShareStatus::default())
+    }
+
+    async fn usage(&self, n_days: u32) -> Result<UsageReport, LocalError> {
+        self.note(format!("usage {n_days}"));
+        Ok(UsageReport::default())
     }
 
     async fn share(&self, request: ShareRequest) -> Result<ShareStatus, LocalError> {
@@ -104,6 +134,16 @@ impl LocalApi for FakeDaemon {
 
     async fn dns(&self) -> Result<DnsStatus, LocalError> {
         Err(LocalError::new(code::UNAVAILABLE, "no names yet"))
+    }
+
+    async fn dns_query(&self, query: DnsQuery) -> Result<DnsAnswer, LocalError> {
+        Ok(DnsAnswer {
+            name: query.name,
+            kind: query.kind,
+            code: "NOERROR".to_owned(),
+            answers: Vec::new(),
+            additionals: Vec::new(),
+        })
     }
 
     async fn metrics(&self) -> Result<String, LocalError> {
@@ -444,9 +484,21 @@ fn settings_are_read_whole_or_not_at_all() {
         Settings {
             names: NameMode::Gateway,
             dns: false,
-            operator_uid: Some(1000)
+            operator_uid: Some(1000),
+            ..Settings::default()
         }
     );
+    let moved = [
+        ("userspace", "on"),
+        ("socks5", "1080"),
+        ("http-proxy", "off"),
+        ("gateway", "[::1]:11435"),
+    ];
+    let moved = apply_settings(&current, &request(&moved)).unwrap();
+    assert_eq!(moved.userspace, UserspaceMode::On);
+    assert_eq!(moved.socks5, Some("127.0.0.1:1080".parse().unwrap()));
+    assert_eq!(moved.http_proxy, None);
+    assert_eq!(moved.gateway, "[::1]:11435".parse().unwrap());
     let changed = apply_settings(&changed, &request(&[("operator", "none")])).unwrap();
     assert_eq!(changed.operator_uid, None);
     for pairs in [
@@ -454,6 +506,13 @@ fn settings_are_read_whole_or_not_at_all() {
         &[("dns", "maybe")],
         &[("operator", "anna")],
         &[("colour", "red")],
+        &[("userspace", "maybe")],
+        &[("socks5", "0.0.0.0:1055")],
+        &[("socks5", "192.168.1.2:1055")],
+        &[("http-proxy", "0")],
+        &[("gateway", "off")],
+        &[("gateway", "somewhere")],
+        &[("socks5", "127.0.0.1:1056")],
     ] {
         let err = apply_settings(&current, &request(pairs)).unwrap_err();
         assert_eq!(err.code, code::BAD_REQUEST, "{pairs:?}");

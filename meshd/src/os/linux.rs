@@ -5,6 +5,7 @@ pub mod firewall;
 pub mod links;
 pub mod names;
 pub mod order;
+pub mod stall;
 
 mod command;
 mod journal;

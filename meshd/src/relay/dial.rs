@@ -234,12 +234,17 @@ where
                     retry_after: Duration::from_millis(u64::from(retry_after_ms)),
                 });
             }
-            Frame::Unknown(_) | Frame::Health(_) | Frame::Ping(_) | Frame::Pong(_) => {}
+            Frame::Unknown(_)
+            | Frame::Health(_)
+            | Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::UdpOffer { .. } => {}
             Frame::Hello { .. }
             | Frame::Send { .. }
             | Frame::Received { .. }
             | Frame::PeerGone { .. }
             | Frame::Restarting { .. }
+            | Frame::UdpOff
             | Frame::RateLimited { .. } => return Err(no_relay("unexpected frame")),
         }
     }

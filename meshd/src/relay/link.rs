@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use mesh_io::udp::UdpSocket;
 use mesh_proto::relay::{
     FRAME_MAX, Frame, FrameError, Health, PING_EVERY_MS, PONG_DEADLINE_MS, RelayEntry, frame_len,
 };
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Credentials, DialError, dial};
 use super::outbox::Outbox;
-use super::{Chunk, Intake, RelayEvent};
+use super::udp::{Keeper, Offer};
+use super::{Chunk, Intake, RelayEvent, RelaySender};
 use crate::control::backoff::{Backoff, random};
 
 /// A link that is not the home relay's and carries nothing for this long is closed.
@@ -53,6 +55,9 @@ pub(super) struct Link {
     pub(super) relay: RelayEntry,
     pub(super) credentials: Credentials,
     pub(super) outbox: Arc<Outbox>,
+    pub(super) sender: Arc<RelaySender>,
+    /// Where UDP to the relay goes out, if it may.
+    pub(super) socket: Option<Arc<UdpSocket>>,
     pub(super) intake: Intake,
     pub(super) events: mpsc::Sender<RelayEvent>,
     pub(super) wish: watch::Receiver<Wish>,
@@ -154,13 +159,15 @@ impl Link {
     {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let pulse = Pulse::new();
+        let (offer_tx, offers) = watch::channel(None);
         let mut wish = self.wish.clone();
         let ended = tokio::select! {
             () = self.cancel.cancelled() => Ended::Stopped,
             () = redialled(&mut wish) => Ended::Redial,
-            ended = self.take_frames(&mut reader, read, &pulse) => ended,
+            ended = self.take_frames(&mut reader, read, &pulse, &offer_tx) => ended,
             ended = give_frames(&self.outbox, &mut writer, &pulse) => ended,
             ended = self.watch(&pulse) => ended,
+            ended = self.keep_udp(&pulse, offers) => ended,
         };
         self.wish = wish;
         if matches!(ended, Ended::Stopped | Ended::Idle) {
@@ -170,15 +177,30 @@ impl Link {
         ended
     }
 
+    /// Sends data by UDP while that passes; ends with the link alone.
+    async fn keep_udp(&self, pulse: &Pulse, offers: watch::Receiver<Option<Offer>>) -> Ended {
+        if let Some(socket) = &self.socket {
+            let keeper = Keeper {
+                relay: &self.relay,
+                routes: &self.sender.udp,
+                socket,
+            };
+            let on_lost = || self.outbox.say(&Frame::UdpOff);
+            keeper.keep(offers, || pulse.carried(), on_lost).await;
+        }
+        std::future::pending().await
+    }
+
     /// From the relay: what is for the packet threads goes there in large pieces.
     async fn take_frames(
         &self,
         reader: &mut (impl AsyncRead + Unpin),
         mut read: BytesMut,
         pulse: &Pulse,
+        offers: &watch::Sender<Option<Offer>>,
     ) -> Ended {
         loop {
-            match self.on_read(&mut read, pulse) {
+            match self.on_read(&mut read, pulse, offers) {
                 Ok(Some(frames)) => {
                     let chunk = Chunk {
                         relay: self.relay.id,
@@ -203,7 +225,12 @@ impl Link {
     }
 
     /// Looks at the whole frames at hand; gives them when there are datagrams among them.
-    fn on_read(&self, read: &mut BytesMut, pulse: &Pulse) -> Result<Option<Bytes>, Ended> {
+    fn on_read(
+        &self,
+        read: &mut BytesMut,
+        pulse: &Pulse,
+        offers: &watch::Sender<Option<Offer>>,
+    ) -> Result<Option<Bytes>, Ended> {
         let mut end = 0;
         let mut has_datagrams = false;
         loop {
@@ -234,7 +261,16 @@ impl Link {
                     let reconnect_in = Duration::from_millis(u64::from(reconnect_in_ms));
                     return Err(Ended::Restarting { reconnect_in });
                 }
+                Frame::UdpOffer { port, token } => {
+                    // One for each connection.
+                    offers.send_if_modified(|offer| {
+                        let is_first = offer.is_none();
+                        offer.get_or_insert(Offer { port, token });
+                        is_first
+                    });
+                }
                 Frame::Pong(_)
+                | Frame::UdpOff
                 | Frame::Health(Health::Well | Health::Other(_))
                 | Frame::Unknown(_)
                 | Frame::Challenge { .. }

@@ -140,6 +140,100 @@ fn a_gateway_that_lost_its_memory_is_asked_again_but_not_in_a_storm() {
     assert!((1..=3).contains(&n_asked), "{n_asked}");
 }
 
+/// Runs the timers until there is an order.
+fn ordered(map: &mut PortMap, mut now: Instant) -> (Instant, UpnpOrder) {
+    for _ in 0..50 {
+        now = now.max(map.poll_timeout().unwrap());
+        map.handle_timeout(now);
+        if let Some(order) = map.take_order() {
+            return (now, order);
+        }
+    }
+    panic!("never ordered");
+}
+
+#[test]
+fn a_gateway_that_speaks_upnp_alone_is_asked_last_and_told_of_the_end() {
+    let start = Instant::now();
+    let mut map = begun(start);
+    let (now, order) = ordered(&mut map, start);
+    assert!(now - start < Duration::from_secs(10), "{:?}", now - start);
+    let Gateway { ip, client, port } = gateway();
+    assert_eq!(
+        (IpAddr::V4(order.gateway), IpAddr::V4(order.client)),
+        (ip, client)
+    );
+    assert_eq!((order.port, order.lifetime_s), (port, MAP_LIFETIME_S));
+    let outer = "198.51.100.7:99".parse().unwrap();
+    let other = UpnpOrder { port: 1, ..order };
+    assert!(
+        !map.handle_upnp(now, &other, Some((outer, 600))),
+        "another order"
+    );
+    assert!(map.handle_upnp(now, &order, Some((outer, 600))));
+    assert!(
+        !map.handle_upnp(now, &order, None),
+        "nothing is ordered any more"
+    );
+    assert_eq!((map.outer(), map.protocol()), (Some(outer), Some("UPnP")));
+    // Half its life later it is asked for again, by UPnP at once.
+    let (later, again) = ordered(&mut map, now);
+    assert_eq!((later, again), (now + Duration::from_secs(300), order));
+    assert!(
+        !map.handle_upnp(later, &order, Some((outer, 600))),
+        "nothing changed"
+    );
+    assert!(
+        map.set_gateway(later, None, &mut Seed::new([2; 32]))
+            .is_none()
+    );
+    let end = UpnpOrder {
+        lifetime_s: 0,
+        ..order
+    };
+    assert_eq!((map.take_order(), map.outer()), (Some(end), None));
+}
+
+#[test]
+fn a_gateway_that_refuses_all_protocols_is_left_in_peace() {
+    let start = Instant::now();
+    let mut map = begun(start);
+    let (now, _) = asked(&mut map, start, 2);
+    map.handle_udp(now, router(), &[2, 0x81, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9]);
+    let (now, _) = asked(&mut map, now, 0);
+    map.handle_udp(now, router(), &[0, 0x81, 0, 2, 0, 0, 0, 9]);
+    let (now, order) = ordered(&mut map, now);
+    assert!(
+        now - start < Duration::from_secs(1),
+        "refusals are not waited out"
+    );
+    // A late word of another protocol is not the answer.
+    map.handle_udp(now, router(), &[0, 0x81, 0, 2, 0, 0, 0, 9]);
+    assert!(!map.handle_upnp(now, &order, None));
+    assert_eq!(map.poll_timeout(), Some(now + MAP_RETRY_LATER));
+    // Nor is silence waited for without end.
+    let mut map = begun(start);
+    let (now, _) = ordered(&mut map, start);
+    let again = map.poll_timeout().unwrap();
+    map.handle_timeout(again);
+    assert_eq!((map.take_order(), map.outer()), (None, None));
+    assert!(map.poll_timeout().unwrap() > now + MAP_RETRY_LATER);
+}
+
+#[test]
+fn an_absurd_outer_endpoint_by_upnp_is_not_told() {
+    let start = Instant::now();
+    for bad in ["0.0.0.0:9", "127.0.0.1:9", "224.0.0.1:9", "198.51.100.7:0"] {
+        let mut map = begun(start);
+        let (now, order) = ordered(&mut map, start);
+        assert!(
+            !map.handle_upnp(now, &order, Some((bad.parse().unwrap(), 600))),
+            "{bad}"
+        );
+        assert_eq!(map.outer(), None);
+    }
+}
+
 #[test]
 fn absurd_lifetimes_are_bounded() {
     let start = Instant::now();

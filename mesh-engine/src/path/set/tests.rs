@@ -12,6 +12,7 @@ const fn usage(now_ms: u64, last_data_tx_ms: u64) -> Use {
     Use {
         now_ms,
         last_data_tx_ms,
+        last_data_rx_ms: 0,
         is_busy: true,
     }
 }
@@ -24,7 +25,7 @@ const fn id(n: u8) -> PingId {
 fn proven() -> (PathSet, Watched) {
     let mut set = PathSet::new(1000);
     set.tell(&[(at(1), false)]);
-    set.on_ping_sent(id(1), at(1), 1000);
+    set.on_ping_sent(id(1), at(1), 1000, None);
     assert!(set.on_pong(&id(1), at(1), 1020));
     assert_eq!(set.choose(1020, None), Some(at(1)));
     let watched = Watched {
@@ -38,7 +39,7 @@ fn proven() -> (PathSet, Watched) {
 fn a_pong_counts_once_and_from_where_the_ping_went() {
     let mut set = PathSet::new(1000);
     set.tell(&[(at(1), false), (at(2), false)]);
-    set.on_ping_sent(id(1), at(1), 1000);
+    set.on_ping_sent(id(1), at(1), 1000, None);
     assert!(!set.on_pong(&id(1), at(2), 1010), "from elsewhere");
     assert!(!set.on_pong(&id(9), at(1), 1010), "never asked");
     assert!(set.on_pong(&id(1), at(1), 1010));
@@ -79,7 +80,7 @@ fn traffic_both_ways_needs_no_probes_and_silence_few() {
         let look = set.look(usage(now_ms, 9000), Some(watched));
         for endpoint in look.probe {
             n_probes += 1;
-            set.on_ping_sent(id(2), endpoint, now_ms);
+            set.on_ping_sent(id(2), endpoint, now_ms, None);
             assert!(set.on_pong(&id(2), endpoint, now_ms + 20));
         }
         assert!(!look.is_dead);
@@ -96,7 +97,7 @@ fn a_path_that_dies_again_and_again_must_prove_itself_more_than_once() {
         for n_answers in 1..=needed {
             now_ms += 500;
             assert_eq!(set.choose(now_ms, None), None, "{needed} {n_answers}");
-            set.on_ping_sent(id(3), at(1), now_ms);
+            set.on_ping_sent(id(3), at(1), now_ms, None);
             set.on_pong(&id(3), at(1), now_ms + 20);
         }
         assert_eq!(set.choose(now_ms, None), Some(at(1)), "{needed}");
@@ -130,10 +131,10 @@ fn nothing_grows_without_bound() {
     for n in 1..2000u16 {
         set.tell(&[(at(n), false)]);
         set.see(at(n.wrapping_mul(7)), false, 5);
-        set.on_ping_sent([n.to_le_bytes()[0]; 12], at(n), u64::from(n));
+        set.on_ping_sent([n.to_le_bytes()[0]; 12], at(n), u64::from(n), None);
         let mut other = id(0);
         other[..2].copy_from_slice(&n.to_le_bytes());
-        set.on_ping_sent(other, at(n), u64::from(n));
+        set.on_ping_sent(other, at(n), u64::from(n), None);
     }
     assert!(set.size() <= N_ENDPOINTS_MAX + N_PROBES_MAX);
 }

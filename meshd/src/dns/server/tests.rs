@@ -15,7 +15,7 @@ use crate::dns::fixture::{offers, peer, view, view_of};
 struct Fixture {
     port: u16,
     view: watch::Sender<Option<Arc<View>>>,
-    liveness: Arc<Liveness>,
+    hosts: Arc<Hosts>,
     upstreams: Arc<Upstreams>,
     cancel: CancellationToken,
     task: JoinHandle<()>,
@@ -23,26 +23,21 @@ struct Fixture {
 
 async fn start(view: Option<View>) -> Fixture {
     let (sender, receiver) = watch::channel(view.map(Arc::new));
-    let (liveness, upstreams, cancel) = (
+    let (hosts, upstreams, cancel) = (
         Arc::default(),
         Arc::<Upstreams>::default(),
         CancellationToken::new(),
     );
     let addrs = [Ipv4Addr::LOCALHOST.into()];
-    let server = DnsServer::bind(
-        &addrs,
-        receiver,
-        Arc::clone(&liveness),
-        Arc::clone(&upstreams),
-    )
-    .await
-    .unwrap();
+    let server = DnsServer::bind(&addrs, receiver, Arc::clone(&hosts), Arc::clone(&upstreams))
+        .await
+        .unwrap();
     let port = server.port();
     let task = tokio::spawn(server.run(cancel.clone()));
     Fixture {
         port,
         view: sender,
-        liveness,
+        hosts,
         upstreams,
         cancel,
         task,
@@ -173,9 +168,9 @@ async fn names_follow_the_view_and_hosts_that_fail() {
     };
     until("fresh.proxima.", 1).await;
     until("nomic-embed-text.proxima.", 0).await;
-    fixture.liveness.mark_down(gpu7, Instant::now());
+    fixture.hosts.mark_down(gpu7, Instant::now());
     until("fresh.proxima.", 0).await;
-    fixture.liveness.mark_up(&gpu7);
+    fixture.hosts.mark_up(&gpu7);
     until("fresh.proxima.", 1).await;
     fixture.stop().await;
 }
@@ -252,6 +247,8 @@ async fn a_dead_upstream_is_passed_over() {
 fn strangers_are_not_served() {
     let resolver = Resolver {
         zone: ArcSwapOption::empty(),
+        keeper: Mutex::default(),
+        hosts: Arc::default(),
         upstreams: Arc::default(),
         listening: vec![],
         connections: Semaphore::new(1),

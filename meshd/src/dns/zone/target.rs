@@ -11,6 +11,8 @@ use crate::catalog::{Entry, HostOffer, Lookup};
 
 /// More addresses help no client and make answers long.
 const N_ADDRS_MAX: usize = 4;
+/// Of more hosts the first are put in order.
+const N_SORTED_MAX: usize = 64;
 /// How many models stand in an answer that lists them.
 const N_LISTED_MAX: usize = 256;
 const N_CANDIDATES_MAX: usize = 16;
@@ -180,7 +182,6 @@ impl Zone {
                 let labels = self
                     .catalog
                     .entries()
-                    .iter()
                     .filter_map(|entry| self.catalog.label_of(entry));
                 let mut labels: Vec<String> = labels.take(N_LISTED_MAX).collect();
                 labels.dedup();
@@ -237,9 +238,13 @@ impl Zone {
 
     fn instances<'a>(&self, entry: &'a Entry, on: Option<&NodeName>) -> Vec<Host<'a>> {
         let is_here = |host: &&HostOffer| on.is_none_or(|name| host.name == *name);
-        let mut hosts = entry.online().filter(is_here).peekable();
+        let online = entry.online().filter(is_here);
+        let mut hosts: Vec<&HostOffer> = online.take(N_SORTED_MAX).collect();
         if self.names == NameMode::Gateway && on.is_none() {
-            return hosts.peek().map(|_| Host::Gateway).into_iter().collect();
+            return hosts.first().map(|_| Host::Gateway).into_iter().collect();
+        }
+        if let Some(known) = &self.hosts {
+            known.pick_for_name(&mut hosts, N_ADDRS_MAX);
         }
         let host = |host: &'a HostOffer| {
             if host.is_self {
@@ -248,7 +253,7 @@ impl Zone {
                 Host::Peer(host)
             }
         };
-        hosts.take(N_ADDRS_MAX).map(host).collect()
+        hosts.into_iter().take(N_ADDRS_MAX).map(host).collect()
     }
 
     fn host_name(&self, host: &Host<'_>, suffix: &[String]) -> Name {

@@ -29,10 +29,13 @@ fn only_known_keys_get_through() {
     });
     let want = json!({ "model": "exact", "messages": [], "max_tokens": 32768, "stream": false });
     assert_eq!(cleaned(Infer::V1Chat, &body).unwrap(), want);
-    let body =
-        json!({ "model": "x", "input": "a", "previous_response_id": "resp_1", "store": true });
+    let body = json!({ "model": "x", "input": "a", "previous_response_id": null, "store": true });
     let want = json!({ "model": "exact", "input": "a", "stream": false });
     assert_eq!(cleaned(Infer::V1Responses, &body).unwrap(), want);
+    // Without what went before, the answer would be to another question.
+    let body = json!({ "model": "x", "input": "a", "previous_response_id": "resp_1" });
+    let refusal = cleaned(Infer::V1Responses, &body).unwrap_err();
+    assert!(refusal.message.contains("hosts keep no conversations"));
 }
 
 #[test]

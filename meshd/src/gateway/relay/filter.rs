@@ -2,17 +2,30 @@
 //!
 //! Pure: bytes in, bytes out.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
+use memchr::memmem::{self, Finder};
 use serde_json::Value;
 
 use crate::gateway::admit::Infer;
 use crate::gateway::count::Counts;
+use crate::gateway::door::scrub_value;
 use crate::gateway::translate::StreamTranslator;
 
 /// The longest line of a stream; Ollama's last one holds the whole context.
 const LINE_MAX: usize = 8 << 20;
 /// How much of a whole reply is kept for its counts.
 const WHOLE_MAX: usize = 8 << 20;
+
+type Marks = LazyLock<Vec<Finder<'static>>>;
+
+/// What a line of Ollama's that tells more than a token has in it.
+static LINE_MARKS: Marks = LazyLock::new(|| finders(&["\"done\":true", "\"error\""]));
+/// The same of an event.
+static EVENT_MARKS: Marks =
+    LazyLock::new(|| finders(&["\"usage\"", "\"error\"", "message_stop", "response."]));
+const END_MARK: &[u8] = b"[DONE]";
 
 /// How a reply ended on its source's side.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,12 +44,14 @@ pub(crate) struct Filter {
     counts: Counts,
     is_done: bool,
     saw_error: bool,
+    /// Nothing is passed yet of the line that is coming in.
+    is_held: bool,
 }
 
 #[derive(Debug)]
 enum Kind {
-    /// Passed as it is; a copy is read for its counts at the end.
-    Whole(Vec<u8>),
+    /// Passed as it is; what is kept is read for its counts at the end.
+    Whole { kept: Vec<Bytes>, n_room: usize },
     /// Ollama's lines.
     Lines,
     /// Server-sent events; whether usage is taken out because the caller had not asked for it.
@@ -53,11 +68,22 @@ impl Filter {
             counts: Counts::default(),
             is_done: false,
             saw_error: false,
+            is_held: false,
         }
     }
 
     pub(crate) fn whole() -> Self {
-        Self::new(Kind::Whole(Vec::new()))
+        Self::new(Kind::Whole {
+            kept: Vec::new(),
+            n_room: 0,
+        })
+    }
+
+    /// Has a whole reply read for its counts at its end.
+    pub(crate) fn keep_for_counts(&mut self) {
+        if let Kind::Whole { n_room, .. } = &mut self.kind {
+            *n_room = WHOLE_MAX;
+        }
     }
 
     /// For a stream that is passed on; `strips_usage` takes the usage figures out.
@@ -78,8 +104,16 @@ impl Filter {
         Self::new(Kind::Translate(Box::new(translator)))
     }
 
+    /// The content type of what is made, where it is another than what came.
+    pub(crate) fn content_type(&self) -> Option<&'static str> {
+        match &self.kind {
+            Kind::Translate(translator) => Some(translator.content_type()),
+            Kind::Whole { .. } | Kind::Lines | Kind::Events { .. } => None,
+        }
+    }
+
     pub(crate) fn is_stream(&self) -> bool {
-        !matches!(self.kind, Kind::Whole(_))
+        !matches!(self.kind, Kind::Whole { .. })
     }
 
     pub(crate) fn saw_error(&self) -> bool {
@@ -93,18 +127,16 @@ impl Filter {
     /// Takes a chunk, gives what may be sent on.
     pub(crate) fn push(&mut self, chunk: Bytes) -> Bytes {
         match &mut self.kind {
-            Kind::Whole(copy) => {
-                if copy.len() + chunk.len() <= WHOLE_MAX {
-                    copy.extend_from_slice(&chunk);
+            Kind::Whole { kept, n_room } => {
+                if let Some(n_left) = n_room.checked_sub(chunk.len()) {
+                    *n_room = n_left;
+                    kept.push(chunk.clone());
                 }
                 chunk
             }
-            Kind::Lines => {
-                for line in self.lines.push(&chunk) {
-                    self.watch_line(&line);
-                }
-                chunk
-            }
+            Kind::Lines if self.lines.is_empty() && is_plain_lines(&chunk) => chunk,
+            Kind::Events { .. } if self.lines.is_empty() && is_plain_events(&chunk) => chunk,
+            Kind::Lines => self.push_lines(&chunk).into(),
             Kind::Events { .. } | Kind::Translate(_) => {
                 let mut out = Vec::with_capacity(chunk.len());
                 for line in self.lines.push(&chunk) {
@@ -120,13 +152,21 @@ impl Filter {
         let rest = self.lines.rest();
         let mut out = Vec::new();
         match &mut self.kind {
-            Kind::Whole(copy) => {
-                if let Ok(value) = serde_json::from_slice::<Value>(copy) {
-                    self.counts.observe(&value);
+            Kind::Whole { kept, .. } => {
+                match kept.as_slice() {
+                    [] => {}
+                    [one] => self.counts.read(one),
+                    many => self.counts.read(&many.concat()),
                 }
                 return End::Complete(out);
             }
-            Kind::Lines => self.watch_line(&rest),
+            Kind::Lines => {
+                self.watch_line(&rest);
+                // An error that broke off in its middle is said anew by whoever ends the stream.
+                if std::mem::take(&mut self.is_held) && self.saw_error {
+                    out = scrubbed(&rest);
+                }
+            }
             Kind::Events { .. } => self.event_line(&rest, &mut out),
             Kind::Translate(_) => {
                 self.event_line(&rest, &mut out);
@@ -145,9 +185,33 @@ impl Filter {
         }
     }
 
+    /// Passes lines on as they come, but for errors: of a line that may become one nothing is passed until it is whole, so that
+    /// no part of it goes out unscrubbed.
+    fn push_lines(&mut self, chunk: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(chunk.len());
+        for piece in chunk.split_inclusive(|b| *b == b'\n') {
+            self.is_held |= self.lines.is_empty();
+            let line = self.lines.push_piece(piece);
+            let so_far = line.as_deref().unwrap_or(&self.lines.partial);
+            if self.is_held && !may_be_error(so_far) {
+                self.is_held = false;
+                out.extend_from_slice(so_far);
+            } else if !self.is_held {
+                out.extend_from_slice(piece);
+            }
+            if let Some(line) = line {
+                self.watch_line(&line);
+                if std::mem::take(&mut self.is_held) {
+                    out.extend_from_slice(&scrubbed(&line));
+                }
+            }
+        }
+        out
+    }
+
     fn watch_line(&mut self, line: &[u8]) {
         // Only the last line and an error are of interest; the others are one token each and not worth parsing.
-        if !(contains(line, b"\"done\":true") || contains(line, b"\"error\"")) {
+        if !tells(line, &LINE_MARKS) {
             return;
         }
         let Ok(value) = serde_json::from_slice::<Value>(line) else {
@@ -171,9 +235,12 @@ impl Filter {
                 translator.close();
                 return;
             }
-            let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            let Ok(mut value) = serde_json::from_slice::<Value>(data) else {
                 return;
             };
+            if let Some(error) = value.get_mut("error") {
+                scrub_value(error);
+            }
             self.counts.observe(&value);
             self.saw_error |= translator.event(&value, out);
             return;
@@ -188,19 +255,12 @@ impl Filter {
             }
             return;
         };
-        if data == b"[DONE]" {
+        if data == END_MARK {
             self.is_done = true;
             out.extend_from_slice(b"data: [DONE]\n\n");
             return;
         }
-        let is_telling = [
-            &b"\"usage\""[..],
-            b"\"error\"",
-            b"message_stop",
-            b"response.",
-        ]
-        .iter()
-        .any(|mark| contains(data, mark));
+        let is_telling = tells(data, &EVENT_MARKS);
         if is_telling && let Ok(mut value) = serde_json::from_slice::<Value>(data) {
             self.counts.observe(&value);
             let kind = value.get("type").and_then(Value::as_str);
@@ -217,6 +277,13 @@ impl Filter {
                 Some("error") => self.saw_error = true,
                 Some(_) => {}
                 None => self.saw_error |= is_error,
+            }
+            if let Some(error) = value.get_mut("error").filter(|error| !error.is_null()) {
+                scrub_value(error);
+                out.extend_from_slice(b"data: ");
+                out.extend_from_slice(value.to_string().as_bytes());
+                out.extend_from_slice(b"\n\n");
+                return;
             }
             if strips_usage && value.get("usage").is_some() {
                 let is_empty = value
@@ -248,17 +315,23 @@ struct Lines {
 }
 
 impl Lines {
+    fn is_empty(&self) -> bool {
+        self.partial.is_empty()
+    }
+
     fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
-        let mut lines = Vec::new();
-        for piece in chunk.split_inclusive(|b| *b == b'\n') {
-            if self.partial.len() + piece.len() <= LINE_MAX {
-                self.partial.extend_from_slice(piece);
-            }
-            if piece.ends_with(b"\n") {
-                lines.push(std::mem::take(&mut self.partial));
-            }
+        let pieces = chunk.split_inclusive(|b| *b == b'\n');
+        pieces.filter_map(|piece| self.push_piece(piece)).collect()
+    }
+
+    /// Takes a piece of which nothing but its end is the end of a line; gives the line when it has one.
+    fn push_piece(&mut self, piece: &[u8]) -> Option<Vec<u8>> {
+        if self.partial.len() + piece.len() <= LINE_MAX {
+            self.partial.extend_from_slice(piece);
         }
-        lines
+        piece
+            .ends_with(b"\n")
+            .then(|| std::mem::take(&mut self.partial))
     }
 
     fn rest(&mut self) -> Vec<u8> {
@@ -266,10 +339,46 @@ impl Lines {
     }
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
+/// Whether a line of Ollama's that begins so is, or may become, an error.
+fn may_be_error(line: &[u8]) -> bool {
+    const HEAD: &[u8] = b"{\"error\"";
+    let told = line.iter().filter(|byte| !byte.is_ascii_whitespace());
+    told.zip(HEAD).all(|(byte, expected)| byte == expected)
+}
+
+/// An error's line without what tells of the host. One that cannot be read is told as such.
+fn scrubbed(line: &[u8]) -> Vec<u8> {
+    if line.trim_ascii().is_empty() {
+        return line.to_vec();
+    }
+    let mut value = serde_json::from_slice(line)
+        .unwrap_or_else(|_| serde_json::json!({ "error": "the model server failed" }));
+    scrub_value(&mut value);
+    let mut text = value.to_string().into_bytes();
+    text.push(b'\n');
+    text
+}
+
+/// Whole lines of which none is more than a token; most chunks of a stream are that, and pass untouched.
+fn is_plain_lines(chunk: &[u8]) -> bool {
+    chunk.ends_with(b"\n") && !tells(chunk, &LINE_MARKS)
+}
+
+/// The same of events. One that begins with the end of a line belongs to an event that was written already.
+fn is_plain_events(chunk: &[u8]) -> bool {
+    chunk.ends_with(b"\n\n")
+        && !chunk.starts_with(b"\n")
+        && !chunk.starts_with(b"\r")
+        && !tells(chunk, &EVENT_MARKS)
+        && memmem::find(chunk, END_MARK).is_none()
+}
+
+fn tells(text: &[u8], marks: &Marks) -> bool {
+    marks.iter().any(|mark| mark.find(text).is_some())
+}
+
+fn finders(words: &[&'static str]) -> Vec<Finder<'static>> {
+    words.iter().map(|word| Finder::new(*word)).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! A caller that goes away stops the work, before and after the first byte, streamed or not, translated or not.
 
+use mesh_proto::usage::Outcome;
+
 use super::*;
 
 async fn cut(api: BackendApi, path: &str, body: &str, kind: &str, first: Option<&str>) {
@@ -16,8 +18,8 @@ async fn cut(api: BackendApi, path: &str, body: &str, kind: &str, first: Option<
     drop(client);
     seen.gone().await;
     let usage = soon(node.usage.recv()).await.unwrap();
-    assert!(!usage.is_complete);
-    assert_eq!(usage.guest, Some(node_id(2)));
+    assert_eq!(usage.outcome, Outcome::ClientAbort);
+    assert_eq!(usage.client.node, node_id(2));
     assert_eq!(node.gateway.load(), (0, 0));
 }
 
@@ -169,4 +171,18 @@ async fn a_request_that_waited_while_sharing_was_turned_off_reaches_nothing() {
     working.gone().await;
     assert_eq!(second.reply().await.status, 503);
     assert!(backend.is_untouched().await);
+}
+
+#[tokio::test]
+async fn a_gateway_that_ends_cuts_what_is_in_work() {
+    let backend = Backend::start().await;
+    let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
+    let body = r#"{"model":"tiny","prompt":"hi"}"#;
+    let mut client = node.door(2, &post("/api/generate", body)).await;
+    let mut seen = backend.accept().await;
+    drop(node);
+    seen.gone().await;
+    let mut byte = [0];
+    let read = soon(client.stream.read(&mut byte)).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "it was answered");
 }

@@ -1,6 +1,7 @@
 //! The host side: who comes in, what reaches the backend, what comes back.
 
 use mesh_proto::share::Audience;
+use mesh_proto::usage::Outcome;
 use serde_json::json;
 
 use super::*;
@@ -52,10 +53,10 @@ async fn a_stream_is_passed_line_by_line_and_counted() {
     assert!(reply.head.contains("x-proxima-host: own"), "{}", reply.head);
     let usage = soon(node.usage.recv()).await.unwrap();
     assert_eq!(
-        (usage.n_prompt_tokens, usage.n_output_tokens),
+        (usage.prompt_tokens, usage.output_tokens),
         (Some(23), Some(513))
     );
-    assert!(usage.is_complete);
+    assert_eq!(usage.outcome, Outcome::Ok);
     assert_eq!(usage.model, "tiny:latest");
 }
 
@@ -92,7 +93,7 @@ async fn a_usage_event_is_asked_for_and_kept_from_those_who_did_not_ask() {
         assert!(!reply.body.contains("\n\n\n"), "{}", reply.body);
         let usage = soon(node.usage.recv()).await.unwrap();
         assert_eq!(
-            (usage.n_prompt_tokens, usage.n_output_tokens),
+            (usage.prompt_tokens, usage.output_tokens),
             (Some(23), Some(3))
         );
     }
@@ -116,7 +117,7 @@ async fn anthropic_streams_are_passed_and_counted() {
     assert_eq!(reply.body, whole);
     let usage = soon(node.usage.recv()).await.unwrap();
     assert_eq!(
-        (usage.n_prompt_tokens, usage.n_output_tokens),
+        (usage.prompt_tokens, usage.output_tokens),
         (Some(22), Some(2))
     );
 }
@@ -135,7 +136,8 @@ async fn a_broken_stream_says_so_and_never_ends_cleanly() {
     assert!(!reply.is_whole);
     assert_eq!(reply.lines().len(), 2, "{}", reply.body);
     assert!(reply.lines()[1]["error"].is_string());
-    assert!(!soon(node.usage.recv()).await.unwrap().is_complete);
+    let usage = soon(node.usage.recv()).await.unwrap();
+    assert_eq!(usage.outcome, Outcome::HostError);
     // Ollama's child dies: its own error line is passed on, and no other is added.
     let client = node.door(2, &post("/api/generate", ASK)).await;
     let mut seen = backend.accept().await;
@@ -441,7 +443,7 @@ async fn the_queue_has_an_end() {
     .await;
     let reply = node.door(4, &ask).await.reply().await;
     assert_eq!(reply.status, 503);
-    assert!(reply.head.contains("retry-after: 2"), "{}", reply.head);
+    assert!(reply.head.contains("retry-after: 60"), "{}", reply.head);
     assert!(backend.is_untouched().await);
 }
 
@@ -505,7 +507,7 @@ async fn an_openai_server_speaks_ollama() {
         (&json!(1_500_000), &json!(2_000_000))
     );
     assert_eq!(
-        soon(node.usage.recv()).await.unwrap().n_output_tokens,
+        soon(node.usage.recv()).await.unwrap().output_tokens,
         Some(2)
     );
 
@@ -568,6 +570,17 @@ async fn a_tagged_guest_has_no_rights_of_its_user() {
 }
 
 #[tokio::test]
+async fn a_text_of_untold_length_is_refused_at_the_bound_for_texts() {
+    let backend = Backend::start().await;
+    let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
+    let n = (8 << 20) + 1;
+    let ask = "POST /api/generate HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let endless = format!("{ask}{n:x}\r\n{{\"prompt\":\"{}", "a".repeat(n - 11));
+    assert_eq!(node.door(2, &endless).await.reply().await.status, 413);
+    assert!(backend.is_untouched().await);
+}
+
+#[tokio::test]
 async fn callers_that_promise_large_bodies_keep_nobody_out() {
     let backend = Backend::start().await;
     let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
@@ -589,35 +602,24 @@ async fn callers_that_promise_large_bodies_keep_nobody_out() {
 async fn a_caller_that_fills_its_share_of_memory_keeps_nobody_else_out() {
     let backend = Backend::start().await;
     let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
-    // 31 MiB of one body that does not end, and the first byte of 97 others.
-    let ask = "POST /api/generate HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\n\r\n{";
-    let large = format!("{ask}{}", " ".repeat(32_400_000));
-    let mut stuck = vec![node.door(2, &large).await];
-    for _ in 0..97 {
-        stuck.push(node.door(2, ask).await);
+    // Five bodies that do not end, of which four have room.
+    let head =
+        "POST /api/generate HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\n\r\n{\"images\"";
+    let large = format!("{head}{}", " ".repeat(32_400_000));
+    let mut stuck = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let (large, port) = (large.clone(), node.gateway.door_ports().model);
+        stuck.spawn(async move {
+            let mut client = Client::send(2, port, "").await;
+            // The door may answer and close in the middle of it.
+            let _ = client.stream.write_all(large.as_bytes()).await;
+            let mut reply = [0; 12];
+            let _ = client.stream.read_exact(&mut reply).await;
+            reply
+        });
     }
-    // The last of them may still be on their way.
-    let refused = async {
-        while node
-            .door(2, &post("/api/generate", ASK))
-            .await
-            .reply()
-            .await
-            .status
-            != 503
-        {}
-    };
-    let passed = async {
-        loop {
-            let seen = backend.accept().await;
-            seen.reply("200 OK", "application/x-ndjson", "{\"done\":true}\n")
-                .await;
-        }
-    };
-    tokio::select! {
-        () = soon(refused) => {}
-        () = passed => unreachable!("it goes on for ever"),
-    }
+    let first = soon(stuck.join_next()).await.unwrap().unwrap();
+    assert!(first == *b"HTTP/1.1 503" || first == [0; 12], "{first:?}");
     let client = node.door(3, &post("/api/generate", ASK)).await;
     let seen = backend.accept().await;
     seen.reply("200 OK", "application/x-ndjson", "{\"done\":true}\n")

@@ -7,7 +7,7 @@ use super::*;
 const ASK: &str = r#"{"model":"tiny","prompt":"hi"}"#;
 
 /// Hosts at 127.0.0.`n` with one port; the last value is the port.
-async fn hosts(ns: &[u8]) -> (Vec<Backend>, u16) {
+pub(super) async fn hosts(ns: &[u8]) -> (Vec<Backend>, u16) {
     'tries: for _ in 0..16 {
         let mut hosts = Vec::new();
         let mut port = 0;
@@ -52,7 +52,12 @@ async fn lists_merge_all_hosts() {
     assert!(version.json()["version"].is_string());
     assert!(version.head.contains("x-proxima-door"));
     // The same text to a peer is refused: this is no door.
-    let stranger = Client::send(4, node.gateway.guest_ports().model, &get("/api/tags")).await;
+    let stranger = Client::send(
+        4,
+        node.gateway.guest_ports().unwrap().model,
+        &get("/api/tags"),
+    )
+    .await;
     assert_eq!(stranger.reply().await.status, 403);
 }
 
@@ -148,8 +153,8 @@ async fn another_host_takes_over_before_the_first_byte_only() {
         .await;
     assert_eq!(reply.status, 502);
     assert!(reply.json()["error"]["message"].is_string());
-    assert!(node.liveness.is_down(&node_id(4), Instant::now()));
-    assert!(node.liveness.is_down(&node_id(5), Instant::now()));
+    assert!(node.hosts.is_down(&node_id(4), Instant::now()));
+    assert!(node.hosts.is_down(&node_id(5), Instant::now()));
 }
 
 #[tokio::test]

@@ -38,17 +38,25 @@ fn models_of_openai_servers_are_read() {
     let llama = json!({
         "models": [{ "name": "tiny", "capabilities": ["completion", "multimodal"] }],
         "object": "list",
-        "data": [{ "id": "tiny", "meta": { "n_ctx_train": 8_192, "n_params": 516_736, "size": 1_033_984 } }]
+        "data": [{ "id": "tiny", "meta": { "n_ctx_train": 8_192, "n_params": 516_736, "size": 1_033_984, "ftype": "F16" } }]
     });
-    let offers = openai_models(&llama, Some(4_096));
+    let props = json!({
+        "default_generation_settings": { "n_ctx": 4_096 }, "modalities": { "vision": true, "audio": false },
+        "chat_template_caps": { "supports_tools": true }
+    });
+    let offers = openai_models(&llama, &props);
     assert_eq!(offers.len(), 1);
     assert_eq!(
         (offers[0].context_length, offers[0].parameter_size.as_str()),
         (4_096, "516K")
     );
-    assert_eq!(offers[0].capabilities, ["completion", "multimodal"]);
+    assert_eq!(
+        offers[0].capabilities,
+        ["completion", "multimodal", "tools", "vision"]
+    );
+    assert_eq!(offers[0].quantization, "F16");
     let vllm = json!({ "object": "list", "data": [{ "id": "meta/Llama-3", "max_model_len": 2_048 }, { "id": "" }, {}] });
-    let offers = openai_models(&vllm, None);
+    let offers = openai_models(&vllm, &json!(null));
     assert_eq!((offers.len(), offers[0].context_length), (1, 2_048));
     assert_eq!(offers[0].capabilities, ["completion"]);
 }

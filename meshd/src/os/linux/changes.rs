@@ -1,20 +1,31 @@
 //! Changes of links, addresses and routes, as the kernel tells them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use futures_util::{FutureExt, StreamExt};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkFlags;
 use tokio::task::JoinHandle;
 
 use super::links::{is_default, route_index};
 
 /// What changed, all in all, since it was told last.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changed {
     /// Whether default routes are among it. Others are not told: the kernel adds one for each address, which is told itself.
     pub has_routes: bool,
+    /// Links that had lost their carrier and have one again: another network may be behind them, with the same addresses.
+    pub regained: BTreeSet<u32>,
+}
+
+impl Changed {
+    fn add(&mut self, more: Self) {
+        self.has_routes |= more.has_routes;
+        self.regained.extend(more.regained);
+    }
 }
 
 /// Tells that links, addresses or routes changed.
@@ -22,6 +33,8 @@ pub struct Changes {
     messages: Messages,
     connection: JoinHandle<()>,
     overlay_index: Option<u32>,
+    /// The links that were told of, and whether they have a carrier.
+    carriers: BTreeMap<u32, bool>,
 }
 
 type Messages = std::pin::Pin<
@@ -61,6 +74,7 @@ impl Changes {
             messages,
             connection: tokio::spawn(connection),
             overlay_index,
+            carriers: BTreeMap::new(),
         })
     }
 
@@ -74,14 +88,15 @@ impl Changes {
             }
         };
         while let Some(Some(message)) = self.messages.next().now_or_never() {
-            let has_routes = self.what(&message).is_some_and(|more| more.has_routes);
-            changed.has_routes |= has_routes;
+            if let Some(more) = self.what(&message) {
+                changed.add(more);
+            }
         }
         Some(changed)
     }
 
     /// What a message tells, if that matters.
-    fn what(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Changed> {
+    fn what(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Changed> {
         let NetlinkPayload::InnerMessage(message) = &message.payload else {
             return None;
         };
@@ -89,11 +104,22 @@ impl Changes {
         {
             let matters = is_default(route)
                 && (self.overlay_index.is_none() || route_index(route) != self.overlay_index);
-            return matters.then_some(Changed { has_routes: true });
+            return matters.then_some(Changed {
+                has_routes: true,
+                regained: BTreeSet::new(),
+            });
         }
-        let index = if let RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) =
-            message
-        {
+        let mut regained = BTreeSet::new();
+        let index = if let RouteNetlinkMessage::NewLink(link) = message {
+            let index = link.header.index;
+            let is_running = link.header.flags.contains(LinkFlags::Running);
+            let before = self.carriers.insert(index, is_running);
+            if is_running && before == Some(false) {
+                regained.insert(index);
+            }
+            index
+        } else if let RouteNetlinkMessage::DelLink(link) = message {
+            self.carriers.remove(&link.header.index);
             link.header.index
         } else if let RouteNetlinkMessage::NewAddress(addr)
         | RouteNetlinkMessage::DelAddress(addr) = message
@@ -102,6 +128,9 @@ impl Changes {
         } else {
             return None;
         };
-        (Some(index) != self.overlay_index).then(Changed::default)
+        (Some(index) != self.overlay_index).then_some(Changed {
+            has_routes: false,
+            regained,
+        })
     }
 }

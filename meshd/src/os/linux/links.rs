@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 const CLASH_PREFIX_LEN_MIN: u8 = 8;
 /// More candidates make pairs of nodes probe for nothing.
 const N_ENDPOINTS_MAX: usize = 16;
+/// What a link carries where nothing says otherwise.
+const ETHERNET_MTU: u32 = 1500;
 /// Bridges of containers and virtual machines: their addresses are the same on many machines.
 const INNER_LINKS: [&str; 6] = ["docker", "br-", "virbr", "cni", "podman", "lxcbr"];
 
@@ -85,6 +87,20 @@ pub struct DefaultRoute {
     prefix_len: u8,
     kind: RouteType,
     attributes: Vec<RouteAttribute>,
+}
+
+impl DefaultRoute {
+    /// The link that it leads out by, if it names one.
+    #[must_use]
+    pub fn link_index(&self) -> Option<u32> {
+        let mut links = self.attributes.iter().filter_map(|attribute| {
+            if let RouteAttribute::Oif(index) = attribute {
+                return Some(*index);
+            }
+            None
+        });
+        links.next()
+    }
 }
 
 /// The kernel's links. Its netlink connection ends with it.
@@ -218,6 +234,34 @@ impl Links {
             .collect())
     }
 
+    /// The largest MTU among the machine's links that may lead to peers, in bytes; 1,500 when there is none yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn underlay_mtu(&self, overlay_index: Option<u32>) -> Result<u32, LinksError> {
+        let links = self.links().await?;
+        let usable = links.iter().filter(|link| {
+            let flags = link.header.flags;
+            let is_inner = name_of(link)
+                .is_some_and(|name| INNER_LINKS.iter().any(|inner| name.starts_with(inner)));
+            flags.contains(LinkFlags::Up)
+                && !flags.contains(LinkFlags::Loopback)
+                && !is_inner
+                && Some(link.header.index) != overlay_index
+        });
+        Ok(usable.filter_map(mtu_of).max().unwrap_or(ETHERNET_MTU))
+    }
+
+    /// Sets the MTU of an interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinksError> {
+        let link = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        let set = self.handle.link().set(link).execute().await;
+        set.map_err(kernel("set the overlay's MTU"))
+    }
+
     /// The IPv4 gateway towards the internet and this machine's address on its network, where that is a private one: who
     /// has a public address needs no port mapping.
     ///
@@ -330,6 +374,16 @@ fn is_ipv6_off(err: &rtnetlink::Error) -> bool {
         kind,
         io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
     )
+}
+
+fn mtu_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            Some(*mtu)
+        } else {
+            None
+        }
+    })
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {

@@ -51,6 +51,8 @@ fn rig(is_home: bool) -> Rig {
             dialer: Dialer::default(),
         },
         outbox: Arc::clone(&outbox),
+        sender: Arc::default(),
+        socket: None,
         intake,
         events: events_tx,
         wish,

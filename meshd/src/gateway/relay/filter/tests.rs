@@ -76,3 +76,38 @@ fn a_stream_without_its_closing_words_is_broken() {
     let said = "{\"response\":\"\\\"error\\\"\",\"done\":false}\n{\"done\":true}\n";
     assert!(!is_broken(Filter::stream(Infer::Generate, false), said));
 }
+
+#[test]
+fn an_error_is_scrubbed_wherever_it_is_cut() {
+    let text = "{\"message\":{\"content\":\"{\\\"error\\\"\"},\"done\":false}\n \n{ \"error\" : \"open /home/olga/models/blobs/x: no such file\"}\n";
+    let clean = "{\"message\":{\"content\":\"{\\\"error\\\"\"},\"done\":false}\n \n{\"error\":\"open […] no such file\"}\n";
+    for text in [text, text.trim_end()] {
+        for cut in 0..text.len() {
+            let (mut out, end, _) = run(Filter::stream(Infer::Chat, false), text, cut);
+            let End::Broken(rest) = end else {
+                panic!("an error is no proper end");
+            };
+            out += std::str::from_utf8(&rest).unwrap();
+            assert_eq!(out, clean, "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn lines_are_the_same_wherever_they_are_cut_and_nothing_waits_for_its_end_that_is_no_error() {
+    let text = "{\"response\":\"a\",\"done\":false}\n{\"response\":\"b\",\"done\":false}\n{\"done\":true,\"context\":[1,2]}\n";
+    for cut in 0..text.len() {
+        let (out, end, _) = run(Filter::stream(Infer::Generate, false), text, cut);
+        assert_eq!((out.as_str(), end), (text, End::Complete(Vec::new())));
+    }
+    let mut filter = Filter::stream(Infer::Generate, false);
+    let out = filter.push(Bytes::from_static(b"{\"respon"));
+    assert_eq!(out, "{\"respon");
+    // One that broke off in its middle leaves nothing of itself.
+    let mut filter = Filter::stream(Infer::Generate, false);
+    assert_eq!(
+        filter.push(Bytes::from_static(b"{\"error\":\"/home/ol")),
+        ""
+    );
+    assert_eq!(filter.finish(), End::Broken(Vec::new()));
+}

@@ -1,0 +1,312 @@
+//! Records and sums across restarts, torn lines and disks that take nothing.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use mesh_proto::door::Limit;
+use mesh_proto::id::{NetworkId, NodeId, UserId};
+use mesh_proto::key::NodeKey;
+use mesh_proto::usage::{Endpoint, Outcome, Party, Random16, USAGE_VERSION};
+
+use super::*;
+
+const DAY_MS: u64 = 24 * 3_600 * 1_000;
+
+fn party(n: u8, name: &str) -> Party {
+    Party {
+        node: NodeId::from_bytes([n; 10]),
+        node_key: NodeKey::from_bytes([n; 32]),
+        owner: UserId(i64::from(n)),
+        owner_name: name.parse().unwrap(),
+        is_tagged: false,
+    }
+}
+
+fn record(n: u8, model: &str, end_ms: u64) -> UsageRecord {
+    UsageRecord {
+        version: USAGE_VERSION,
+        network_id: NetworkId::from_bytes([5; 16]),
+        rid: Random16::from_bytes([n; 16]),
+        nonce: Random16::from_bytes([0; 16]),
+        client: party(n, "anna"),
+        host: party(1, "olga"),
+        model: model.to_owned(),
+        digest: None,
+        endpoint: Endpoint::Chat,
+        prompt_tokens: Some(20),
+        output_tokens: Some(10),
+        delivered_tokens: 10,
+        n_chunks: 10,
+        n_bytes: 900,
+        start_ms: end_ms - 100,
+        first_byte_ms: Some(end_ms - 90),
+        end_ms,
+        outcome: Outcome::Ok,
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+fn queue(n: usize) -> VecDeque<UsageRecord> {
+    (0..n).map(|_| record(2, "tiny", 3 * DAY_MS)).collect()
+}
+
+async fn until(meter: &Meter, n_requests: u64) {
+    let all = || {
+        meter
+            .report(400)
+            .rows
+            .iter()
+            .map(|row| row.sum.n_requests)
+            .sum::<u64>()
+    };
+    let counted = async {
+        while all() != n_requests {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), counted)
+        .await
+        .expect("in time");
+}
+
+#[tokio::test]
+async fn usage_survives_a_restart_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = now_ms();
+    let meter = Meter::start(dir.path());
+    for (n, model) in [(2, "tiny"), (2, "tiny"), (1, "tiny"), (2, "other")] {
+        meter.sender().send(record(n, model, now)).await.unwrap();
+    }
+    until(&meter, 4).await;
+    let before = meter.report(1);
+    meter.stop().await;
+    let rows: Vec<_> = before
+        .rows
+        .iter()
+        .map(|row| (row.is_owner, row.model.as_str(), row.sum.n_requests))
+        .collect();
+    assert_eq!(
+        rows,
+        [(true, "tiny", 1), (false, "other", 1), (false, "tiny", 2)]
+    );
+    assert_eq!(before.rows[2].sum.prompt_tokens, 40);
+
+    let meter = Meter::start(dir.path());
+    assert_eq!(meter.report(1).rows, before.rows);
+    meter.sender().send(record(2, "tiny", now)).await.unwrap();
+    until(&meter, 5).await;
+    // What was used today still counts against the limits.
+    let limit = Limit {
+        who: mesh_proto::door::Guests::All,
+        models: "*".to_owned(),
+        concurrent: None,
+        per_minute: None,
+        tokens_per_day: Some(90),
+    };
+    let bound = crate::gateway::Bound {
+        limit: &limit,
+        account: None,
+    };
+    let asked = meter.spending().admit(
+        Account::User(UserId(2)),
+        "tiny",
+        &[bound],
+        1,
+        1,
+        SystemTime::now(),
+    );
+    assert!(asked.is_err(), "the 90 tokens of before the restart");
+    meter.stop().await;
+}
+
+#[tokio::test]
+async fn sums_that_are_lost_are_made_again_from_the_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let meter = Meter::start(dir.path());
+    for _ in 0..3 {
+        meter
+            .sender()
+            .send(record(2, "tiny", now_ms()))
+            .await
+            .unwrap();
+    }
+    until(&meter, 3).await;
+    let before = meter.report(2).rows;
+    meter.stop().await;
+    for text in [None, Some("no JSON")] {
+        let totals = dir.path().join("usage/totals.json");
+        match text {
+            None => fs::remove_file(totals).unwrap(),
+            Some(text) => fs::write(totals, text).unwrap(),
+        }
+        let meter = Meter::start(dir.path());
+        assert_eq!(meter.report(2).rows, before);
+        meter
+            .sender()
+            .send(record(2, "tiny", now_ms()))
+            .await
+            .unwrap();
+        until(&meter, 4).await;
+        meter.stop().await;
+        let segment = dir.path().join("usage/00000001.jsonl");
+        let lines = fs::read_to_string(&segment).unwrap();
+        let three: Vec<&str> = lines.split_inclusive('\n').take(3).collect();
+        fs::write(segment, three.concat()).unwrap();
+    }
+}
+
+#[test]
+fn a_torn_line_is_cut_off_and_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = Spool::at(dir.path());
+    spool.append(queue(2).iter()).unwrap();
+    let segment = dir.path().join("00000001.jsonl");
+    let mut text = fs::read(&segment).unwrap();
+    let whole = text.len();
+    text.extend_from_slice(b"{\"version\":1,\"netw");
+    fs::write(&segment, text).unwrap();
+    let mut spool = Spool::at(dir.path());
+    let mut n = 0;
+    spool.replay(Default::default(), |_| n += 1).unwrap();
+    assert_eq!(n, 2);
+    spool.append(queue(1).iter()).unwrap();
+    let lines = fs::read_to_string(&segment).unwrap();
+    assert_eq!((lines.lines().count(), lines.len()), (3, whole / 2 * 3));
+    let mut n = 0;
+    Spool::at(dir.path())
+        .replay(Default::default(), |_| n += 1)
+        .unwrap();
+    assert_eq!(n, 3);
+}
+
+#[test]
+fn the_oldest_segments_go_and_files_are_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("usage");
+    let mut spool = Spool::with_segments_of(&root, 1_000);
+    for _ in 0..100 {
+        spool.append(queue(2).iter()).unwrap();
+    }
+    let mut names: Vec<_> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .collect();
+    names.sort_by_key(fs::DirEntry::file_name);
+    assert_eq!(names.len(), 16);
+    assert_eq!(names[15].file_name(), "00000100.jsonl");
+    for entry in names {
+        assert_eq!(
+            entry.metadata().unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+    assert_eq!(
+        fs::metadata(&root).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    let from = spool.end();
+    let mut n = 0;
+    let mut again = Spool::at(&root);
+    again.replay(from, |_| n += 1).unwrap();
+    assert_eq!(
+        (n, again.end()),
+        (0, from),
+        "all before the place is read already"
+    );
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_loses_nothing_and_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("usage");
+    let meter = Meter::start(dir.path());
+    meter
+        .sender()
+        .send(record(2, "tiny", now_ms()))
+        .await
+        .unwrap();
+    until(&meter, 1).await;
+    // A record that came just now is no sign of a full disk.
+    assert_eq!(meter.report(400).n_unwritten, 0);
+    meter.stop().await;
+    let before = fs::read_to_string(root.join("00000001.jsonl")).unwrap();
+
+    let (totals, mut spool) = load(&root);
+    // A folder in the place of the file refuses all writing, of root too.
+    fs::rename(root.join("00000001.jsonl"), root.join("kept")).unwrap();
+    fs::create_dir(root.join("00000001.jsonl")).unwrap();
+    assert!(spool.append(queue(1).iter()).is_err());
+    let mut writer = Writer {
+        spool,
+        book: Arc::new(Mutex::new(Book {
+            totals,
+            n_unwritten: 0,
+        })),
+        waiting: VecDeque::new(),
+        retry_at: Instant::now(),
+        save_at: Instant::now(),
+        is_changed: false,
+        is_failing: false,
+    };
+    for _ in 0..N_UNWRITTEN_MAX + 5 {
+        writer.take(record(2, "tiny", now_ms()));
+    }
+    writer.write(true).await;
+    assert_eq!(
+        writer.waiting.len(),
+        N_UNWRITTEN_MAX,
+        "they wait, within bounds"
+    );
+    assert_eq!(lock(&writer.book).n_unwritten, N_UNWRITTEN_MAX);
+    fs::remove_dir(root.join("00000001.jsonl")).unwrap();
+    fs::rename(root.join("kept"), root.join("00000001.jsonl")).unwrap();
+    writer.write(true).await;
+    assert!(writer.waiting.is_empty());
+    let after = fs::read_to_string(root.join("00000001.jsonl")).unwrap();
+    assert!(after.starts_with(&before));
+    // So many fill more than one segment.
+    let segments = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let segments = segments.filter(|path| path.extension().is_some_and(|kind| kind == "jsonl"));
+    let n_lines: usize = segments
+        .map(|path| fs::read_to_string(path).unwrap().lines().count())
+        .sum();
+    assert_eq!(n_lines, 1 + N_UNWRITTEN_MAX);
+}
+
+#[test]
+fn sums_have_bounds() {
+    let mut totals = Totals::default();
+    for day in 0..500_u64 {
+        totals.count(&record(2, "tiny", day * DAY_MS + 200));
+    }
+    assert_eq!(totals.rows(0).len(), 400);
+    for n in 0..25_000 {
+        totals.count(&record(2, &format!("m{n}"), 500 * DAY_MS + 200));
+    }
+    assert_eq!(totals.rows(0).len(), 20_000);
+    assert_eq!(totals.rows(500)[0].day, "1971-05-16");
+}
+
+#[test]
+fn a_tagged_guest_is_counted_as_itself() {
+    let mut tagged = record(1, "tiny", DAY_MS);
+    tagged.client.is_tagged = true;
+    tagged.client.node = NodeId::from_bytes([7; 10]);
+    assert_eq!(
+        account(&tagged),
+        Account::Tagged(NodeId::from_bytes([7; 10]))
+    );
+    assert_eq!(account(&record(1, "tiny", DAY_MS)), Account::Owner);
+    assert_eq!(
+        account(&record(2, "tiny", DAY_MS)),
+        Account::User(UserId(2))
+    );
+}
