@@ -17,7 +17,7 @@ A | B)
     until "$PROXIMA_BIN/meshctl" --socket "$VB_DIR/$1.sock" up --hostname "node-$1" --auth-key "$key"; do
         sleep 0.1
     done
-    ip -n "$(ip netns identify $$)" -4 -o address show dev "$VB_IF" | awk '{ split($4, part, "/"); print part[1] }' >"$VB_DIR/addr.$1.part"
+    ip -4 -o address show dev "$VB_IF" | awk '{ split($4, part, "/"); print part[1] }' >"$VB_DIR/addr.$1.part"
     mv "$VB_DIR/addr.$1.part" "$VB_DIR/addr.$1"
     wait $meshd
     ;;

@@ -147,6 +147,13 @@ pub(crate) const MTU_CHECK_EVERY: Duration = Duration::from_millis(750);
 /// And so often in a row without an answer before it is taken to pass no longer.
 pub(crate) const N_MTU_CHECKS: u32 = 3;
 
+/// A path that loses at least this share of its probes has sparse packets sent twice: one loss among the last eleven.
+pub(crate) const LOSSY_FROM: f32 = 0.02;
+
+/// What may be sent twice to one peer: bytes a second, and at once after a while of none. A stream of tokens or a TCP
+/// that waits for its retransmission fits in, bulk does not: a link that loses because it is full gets little more to carry.
+pub(crate) const REPEATED_BYTES: (u32, u32) = (32 << 10, 16 << 10);
+
 /// A search for more begins after this, doubled each time up to 16 minutes (RFC 8899, section 5.1.1: `PMTU_RAISE_TIMER`
 /// is 600 s).
 pub(crate) const MTU_RAISE_AFTER: Duration = Duration::from_secs(60);

@@ -120,6 +120,8 @@ pub struct Way {
     pub mtu: u16,
     /// Whether that is final for now, so that programs may be told of it.
     pub is_settled: bool,
+    /// Whether it loses packets: [`Sealer::may_repeat`](crate::Sealer::may_repeat) says which to send twice.
+    pub is_lossy: bool,
 }
 
 /// A datagram to send.

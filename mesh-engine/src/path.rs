@@ -27,6 +27,8 @@ pub(crate) struct Path {
     mtu: AtomicU16,
     /// Whether that is known well enough to refuse longer ones.
     is_settled: AtomicBool,
+    /// Whether it loses so many packets that sparse ones are sent twice.
+    is_lossy: AtomicBool,
 }
 
 impl Path {
@@ -42,7 +44,12 @@ impl Path {
             heard_ms: AtomicU64::new(now_ms),
             mtu: AtomicU16::new(mtu),
             is_settled: AtomicBool::new(false),
+            is_lossy: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn set_lossy(&self, is_lossy: bool) {
+        self.is_lossy.store(is_lossy, Ordering::Relaxed);
     }
 
     pub(crate) fn set_mtu(&self, mtu: u16, is_settled: bool) {
@@ -63,6 +70,7 @@ impl Path {
             dst: Some(self.dst),
             mtu: self.mtu(),
             is_settled: self.is_settled.load(Ordering::Relaxed),
+            is_lossy: self.is_lossy.load(Ordering::Relaxed),
         }
     }
 }

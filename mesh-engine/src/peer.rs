@@ -1,5 +1,6 @@
 //! One peer as the packet path sees it: its session behind one lock, all else atomic.
 
+mod allowance;
 mod batch;
 pub(crate) mod stash;
 pub(crate) mod state;
@@ -24,6 +25,7 @@ use crate::event::{Destination, Way};
 use crate::filter::Rules;
 use crate::noise::Session;
 use crate::path::Path;
+use crate::peer::allowance::Allowance;
 use crate::peer::stash::Stash;
 use crate::plane::Shared;
 
@@ -119,6 +121,8 @@ pub(crate) struct Slot {
     queue: VecDeque<Vec<u8>>,
     /// What was sent into silence; it goes when the peer was heard.
     stash: Option<Box<Stash>>,
+    /// What may be sent twice.
+    repeats: Allowance,
 }
 
 /// Keys that both ends hold.
@@ -292,6 +296,7 @@ impl PeerHandle {
             dst: None,
             mtu: MTU_BASE,
             is_settled: false,
+            is_lossy: false,
         };
         path.as_ref().map_or(unknown, |path| path.way())
     }

@@ -26,6 +26,8 @@ pub const RELAY_DATAGRAMS: &str = "meshd_relay_datagrams_total";
 pub const RELAY_UDP_DATAGRAMS: &str = "meshd_relay_udp_datagrams_total";
 /// Datagrams for a relay without a link, or whose link was full.
 pub const RELAY_LOST: &str = "meshd_relay_datagrams_lost_total";
+/// Datagrams that went twice, over a path that loses packets.
+pub const REPEATED: &str = "meshd_datagrams_repeated_total";
 /// Connections of nodes to the relay that this node offers.
 pub const OFFERED_CLIENTS: &str = "meshd_offered_relay_clients";
 /// Sealed datagrams that it took in.
@@ -92,6 +94,10 @@ pub fn install() {
         describe_counter!(
             RELAY_LOST,
             "Datagrams for a relay without a link, or whose link was full"
+        );
+        describe_counter!(
+            REPEATED,
+            "Datagrams that went twice, over a path that loses packets"
         );
         describe_gauge!(
             OFFERED_CLIENTS,
@@ -178,6 +184,7 @@ pub fn observe_dataplane(stats: &DataplaneStats) {
     counter!(RELAY_UDP_DATAGRAMS, "direction" => "rx").absolute(stats.rx_relayed_udp);
     counter!(RELAY_UDP_DATAGRAMS, "direction" => "tx").absolute(stats.tx_relayed_udp);
     counter!(RELAY_LOST).absolute(stats.relay_lost);
+    counter!(REPEATED).absolute(stats.repeated);
     for (reason, n) in stats.drops() {
         counter!(DROPS, "reason" => reason.label()).absolute(n);
     }

@@ -18,8 +18,11 @@ use crate::clock::unix_ms;
 use crate::coordinator::Coordinator;
 use crate::metrics;
 
-/// Changes within this time go into one delta.
-const BATCH: Duration = Duration::from_millis(50);
+/// Changes within this time go into one delta. In a crowd that joins at once it grows up to the second, for each change goes
+/// to each node: what is told seldom is told with less work.
+const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
+/// So many deltas one upon the other are a crowd, and as many more add another rest.
+const N_CROWD: u32 = 8;
 /// A node that takes nothing for this long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 /// Frames that wait for a slow node; what happens meanwhile becomes one larger delta.
@@ -87,12 +90,21 @@ pub(crate) async fn run(
 
 impl Stream {
     async fn tell(&mut self, mut place: Place) -> Result<Infallible, Stop> {
+        let mut n_in_row = 0;
         loop {
             place.version.borrow_and_update();
             self.tell_changes().await?;
-            let silent_until = Instant::now() + Duration::from_millis(HEARTBEAT_MS);
+            let told = Instant::now();
+            let silent_until = told + Duration::from_millis(HEARTBEAT_MS);
             match timeout_at(silent_until, place.version.changed()).await {
-                Ok(Ok(())) => sleep(BATCH).await,
+                Ok(Ok(())) => {
+                    n_in_row = if told.elapsed() < REST.0 {
+                        u32::saturating_add(n_in_row, 1)
+                    } else {
+                        0
+                    };
+                    sleep(rest(n_in_row)).await;
+                }
                 Ok(Err(_)) => return Err(Stop::NotAllowed),
                 Err(_) => self.beat().await?,
             }
@@ -170,9 +182,26 @@ impl Stream {
     }
 }
 
+/// How long to collect changes, after so many deltas that followed at once upon the one before.
+fn rest(n_in_row: u32) -> Duration {
+    REST.0.saturating_mul(n_in_row / N_CROWD + 1).min(REST.1)
+}
+
 fn delta_body(has: Revision, delta: NetmapDelta) -> MapBody {
     MapBody::Delta {
         since: has.version,
         delta: Box::new(delta),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_crowd_waits_longer_and_never_long() {
+        assert_eq!([0, 1, 7].map(rest), [REST.0; 3]);
+        assert_eq!(rest(8), REST.0 * 2);
+        assert_eq!([100, u32::MAX].map(rest), [REST.1; 2]);
     }
 }

@@ -76,6 +76,41 @@ fn a_tcp_stream_goes_on_when_a_cable_is_plugged_in_again() -> Result<()> {
     )
 }
 
+/// How many of so many pings, one each 20 ms, are answered.
+fn n_answered(from: &Node<'_>, to: &Node<'_>, n_pings: u32) -> Result<u32> {
+    let ping = format!("ping -q -i 0.02 -c {n_pings} {}", to.ipv4()?);
+    let said = from.host.sh(&format!("{ping} || true"))?;
+    // 400 packets transmitted, 369 received, ...
+    let before = said.split(" received").next().unwrap_or_default();
+    let count = before.rsplit(' ').next().unwrap_or_default();
+    count.parse().with_context(|| said.clone())
+}
+
+#[test]
+fn sparse_packets_pass_a_path_that_loses_every_fifth() -> Result<()> {
+    scenario(&["control", "beta", "gamma"], |lab| {
+        let (_coordinator, nodes) = mesh(lab, &["beta", "gamma"])?;
+        let [beta, gamma] = nodes.as_slice() else {
+            unreachable!("two hosts were named")
+        };
+        n_answered(beta, gamma, 5)?;
+        beta.wait_direct(gamma.ipv4()?, READY)?;
+        lab.lose(gamma.host, 20)?;
+        wait_until("both ends know", Duration::from_secs(30), || {
+            n_answered(beta, gamma, 20)?;
+            for node in [beta, gamma] {
+                let n_repeated = node.metric("meshd_datagrams_repeated_total")?;
+                ensure!(n_repeated > 0.0, "nothing went twice");
+            }
+            Ok(())
+        })?;
+        // Sent once, 64 of 100 are answered; sent twice, 92.
+        let n = n_answered(beta, gamma, 400)?;
+        ensure!(n >= 320, "{n} of 400 pings were answered");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_node_that_stood_still_knows_it_and_is_back_at_once() -> Result<()> {
     scenario(&["control", "beta", "gamma"], |lab| {

@@ -28,6 +28,7 @@ impl Engine {
             most: self.overlay_mtu,
         };
         let lengths = set.look_mtu(&path.dst, fare);
+        path.set_lossy(set.is_lossy(&path.dst));
         if let Some((mtu, is_settled)) = set.mtu(&path.dst) {
             if path.mtu() != mtu {
                 tracing::debug!(peer = %id, path = ?path.dst, mtu, "path MTU");

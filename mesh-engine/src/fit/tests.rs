@@ -13,6 +13,7 @@ fn way(mtu: u16, is_settled: bool) -> Way {
         dst: None,
         mtu,
         is_settled,
+        is_lossy: false,
     }
 }
 

@@ -90,6 +90,15 @@ impl PathMtu {
         self.raise_ms != 0
     }
 
+    /// How many probes were lost before this answer: those of a length that passes, and so not for their length.
+    pub(crate) fn n_lost_before(&self, answered: u16) -> u32 {
+        if answered == self.confirmed {
+            self.check.n_sent.saturating_sub(1)
+        } else {
+            0
+        }
+    }
+
     /// The lengths to ask for now.
     pub(crate) fn look(&mut self, fare: &Fare) -> Vec<u16> {
         self.hold(fare.most);

@@ -11,9 +11,9 @@ use std::time::Duration;
 use mesh_proto::disco::{Mapping, PingId};
 
 use crate::config::{
-    CALL_EVERY, DEAD_AFTER, DEATHS_FOR, DOUBT_FOR, FRESH_FOR, GUESS_AFTER_ROUNDS, N_ENDPOINTS_MAX,
-    N_GUESSED_MAX, N_PROBED_MAX, N_PROBES_MAX, PROBE_FOR, PROBE_ROUNDS, REPROBE_EVERY,
-    REVIVE_EVERY, REVIVE_FOR,
+    CALL_EVERY, DEAD_AFTER, DEATHS_FOR, DOUBT_FOR, FRESH_FOR, GUESS_AFTER_ROUNDS, LOSSY_FROM,
+    N_ENDPOINTS_MAX, N_GUESSED_MAX, N_PROBED_MAX, N_PROBES_MAX, PROBE_FOR, PROBE_ROUNDS,
+    REPROBE_EVERY, REVIVE_EVERY, REVIVE_FOR,
 };
 use crate::event::Destination;
 use crate::path::guess::Guess;
@@ -46,6 +46,8 @@ struct Candidate {
     /// Answers in a row since then.
     n_answers: u32,
     mtu: PathMtu,
+    /// The share of probes of the length in use that is lost; while data is sent they are frequent.
+    loss_in_use: f32,
 }
 
 /// A probe under way.
@@ -205,6 +207,7 @@ impl PathSet {
                 proven_ms: 0,
                 rtt_ms: None,
                 loss: 0.0,
+                loss_in_use: 0.0,
                 n_deaths: 0,
                 died_ms: 0,
                 n_answers: 0,
@@ -271,6 +274,7 @@ impl PathSet {
             candidate.n_deaths = 0;
             candidate.n_answers = 0;
             candidate.mtu = PathMtu::default();
+            candidate.loss_in_use = 0.0;
         }
         self.probes.clear();
         self.explore(now_ms);
@@ -314,7 +318,13 @@ impl PathSet {
             None => sample,
         });
         match probe.length {
-            Some(length) => candidate.mtu.on_answer(length, now_ms),
+            Some(length) => {
+                for _ in 0..candidate.mtu.n_lost_before(length) {
+                    candidate.loss_in_use = candidate.loss_in_use * 0.8 + 0.2;
+                }
+                candidate.loss_in_use *= 0.8;
+                candidate.mtu.on_answer(length, now_ms);
+            }
             None => candidate.loss *= 0.8,
         }
         candidate.proven_ms = now_ms;
@@ -369,6 +379,13 @@ impl PathSet {
     pub(crate) fn mtu(&self, path: &Destination) -> Option<(u16, bool)> {
         let candidate = self.candidates.get(path)?;
         Some((candidate.mtu.confirmed(), candidate.mtu.is_settled()))
+    }
+
+    /// Whether a path loses so much that sparse packets are worth sending twice.
+    pub(crate) fn is_lossy(&self, path: &Destination) -> bool {
+        self.candidates
+            .get(path)
+            .is_some_and(|candidate| candidate.loss_in_use >= LOSSY_FROM)
     }
 
     /// Looks after the path in use.

@@ -104,6 +104,13 @@ impl<'a> Sealer<'a> {
         }
     }
 
+    /// Whether datagrams of this batch, so many bytes of them, are to go twice; asked where the path is
+    /// [lossy](crate::Way::is_lossy).
+    #[must_use]
+    pub fn may_repeat(&mut self, len: usize) -> bool {
+        self.slot.repeats.take(len, self.now_ms)
+    }
+
     /// Ends the batch and unlocks; what comes back is for [`Engine::handle_plane`](crate::Engine::handle_plane).
     #[must_use]
     pub fn finish(self) -> Option<PlaneEvent> {

@@ -75,6 +75,8 @@ counters! {
     rx_relayed_udp,
     /// Datagrams for a relay without a link, or whose link was full.
     relay_lost,
+    /// Datagrams that went twice, over a path that loses packets.
+    repeated,
     /// Packets of this machine to its own service ports, and back.
     reflected,
     /// Packets that wait for a session.

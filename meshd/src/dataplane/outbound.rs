@@ -193,8 +193,21 @@ impl Lane<'_> {
         if !self.batch.make_room(self.link, packet.len()) {
             return;
         }
+        let start = self.batch.arena.len();
         let mut sealer = self.peer.seal();
         seal(self.link, &mut sealer, self.way.dst, packet, self.batch);
+        self.finish(sealer, start);
+    }
+
+    /// Unlocks the session; what was sealed from `start` on goes twice if the path loses much and it is little.
+    fn finish(&mut self, mut sealer: Sealer<'_>, start: usize) {
+        if self.way.is_lossy {
+            let len = self.batch.arena.len().saturating_sub(start);
+            if len > 0 && sealer.may_repeat(len) {
+                let n_repeated = self.batch.repeat(start);
+                self.link.inputs.counters.repeated.add(n_repeated);
+            }
+        }
         if let Some(event) = sealer.finish() {
             self.link.inputs.plane(event);
         }
@@ -237,6 +250,7 @@ impl Lane<'_> {
             if !self.batch.make_room(self.link, n_bytes) {
                 return Ok(());
             }
+            let start = self.batch.arena.len();
             let mut sealer = self.peer.seal();
             let mut result = Ok(());
             while self.batch.has_room(segments.max_len()) {
@@ -252,9 +266,7 @@ impl Lane<'_> {
                     }
                 }
             }
-            if let Some(event) = sealer.finish() {
-                self.link.inputs.plane(event);
-            }
+            self.finish(sealer, start);
             result?;
         }
         Ok(())
@@ -358,6 +370,32 @@ impl Batch {
         });
     }
 
+    /// Lets what lies in the arena from `start` on go once more, after all that waits: how many datagrams that is.
+    fn repeat(&mut self, start: usize) -> usize {
+        let mut n_datagrams = 0;
+        for idx in 0..self.runs.len() {
+            let Some(run) = self.runs.get_mut(idx) else {
+                break;
+            };
+            // Datagrams before `start` are as long as the rest of their run.
+            let range = run.range.start.max(start)..run.range.end;
+            if range.is_empty() {
+                continue;
+            }
+            // A later datagram must not become part of either.
+            run.is_closed = true;
+            n_datagrams += range.len().div_ceil(run.stride);
+            let again = Run {
+                dst: run.dst,
+                stride: run.stride,
+                range,
+                is_closed: true,
+            };
+            self.runs.push(again);
+        }
+        n_datagrams
+    }
+
     fn flush(&mut self, link: &Link) -> Flushed {
         let counters = &link.inputs.counters;
         while let Some(run) = self.runs.get_mut(self.n_sent) {
@@ -444,6 +482,25 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
+
+    #[test]
+    fn what_goes_twice_goes_after_all_that_waits_and_alone() {
+        let mut batch = Batch::new(10_000);
+        let a = Destination::Udp(SocketAddr::from(([1, 1, 1, 1], 1)));
+        for len in [100, 100] {
+            batch.push(a, len);
+        }
+        let start = batch.arena.len();
+        for len in [100, 60, 90] {
+            batch.push(a, len);
+        }
+        assert_eq!(batch.repeat(start), 3);
+        let end = batch.arena.len();
+        assert_eq!(batch.repeat(end), 0, "nothing was sealed since");
+        batch.push(a, 90);
+        let runs: Vec<_> = batch.runs.iter().map(|run| run.range.clone()).collect();
+        assert_eq!(runs, [0..360, 360..450, 200..360, 360..450, 450..540]);
+    }
 
     #[test]
     fn a_run_ends_with_a_short_datagram_or_another_endpoint() {

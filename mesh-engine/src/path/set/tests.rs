@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::*;
+use crate::config::MTU_BASE;
 
 fn at(n: u16) -> Destination {
     Destination::Udp(SocketAddr::from(([203, 0, 113, 1], n)))
@@ -137,4 +138,39 @@ fn nothing_grows_without_bound() {
         set.on_ping_sent(other, at(n), u64::from(n), None);
     }
     assert!(set.size() <= N_ENDPOINTS_MAX + N_PROBES_MAX);
+}
+
+#[test]
+fn a_path_is_lossy_from_a_lost_check_until_many_are_answered() {
+    let (mut set, _) = proven();
+    let mut fare = Fare {
+        now_ms: 1020,
+        rtt_ms: 0,
+        heard_ms: 0,
+        last_data_tx_ms: 0,
+        // No search for more: what is asked for is the length in use.
+        most: MTU_BASE,
+    };
+    let mut n = 10;
+    let mut check = |set: &mut PathSet, n_lost: u32| {
+        fare.now_ms += 1000;
+        fare.last_data_tx_ms = fare.now_ms;
+        for lost in 0..=n_lost {
+            fare.now_ms += 300;
+            assert_eq!(set.look_mtu(&at(1), fare), [MTU_BASE], "{lost} lost");
+            n += 1;
+            set.on_ping_sent(id(n), at(1), fare.now_ms, Some(MTU_BASE));
+        }
+        assert!(set.on_pong(&id(n), at(1), fare.now_ms + 20));
+    };
+    check(&mut set, 0);
+    assert!(!set.is_lossy(&at(1)));
+    check(&mut set, 1);
+    assert!(set.is_lossy(&at(1)));
+    let n_answered = (1..50).find(|_| {
+        check(&mut set, 0);
+        !set.is_lossy(&at(1))
+    });
+    assert_eq!(n_answered, Some(10));
+    assert!(!set.is_lossy(&at(2)), "a path that is not known");
 }
