@@ -67,7 +67,7 @@ pub(crate) struct ServeArgs {
     /// Public URL that goes into auth keys; repeatable [default: this machine's addresses]
     #[arg(long, value_name = "URL")]
     url: Vec<String>,
-    /// UDP address that answers STUN; repeatable [default: as --listen]
+    /// UDP address that answers STUN; repeatable [default: as --listen, and one port higher]
     #[arg(long, value_name = "ADDR:PORT")]
     stun: Vec<SocketAddr>,
     /// DNS suffix of the mesh [default: proxima]

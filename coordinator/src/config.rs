@@ -66,7 +66,7 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The public URLs; empty to find them out.
     pub urls: Vec<String>,
-    /// UDP addresses for STUN; the TCP ones' addresses and port when absent.
+    /// UDP addresses for STUN; when absent those of TCP, and one port higher.
     pub stun: Option<Vec<SocketAddr>>,
     /// The DNS suffix.
     pub suffix: String,

@@ -296,6 +296,12 @@ impl MapStream {
         self.map.as_ref().context("no map")
     }
 
+    /// The map as of the last change.
+    #[must_use]
+    pub const fn map(&self) -> Option<&Netmap> {
+        self.map.as_ref()
+    }
+
     /// Waits for the next piece and throws it away.
     ///
     /// # Errors
@@ -307,11 +313,16 @@ impl MapStream {
     }
 
     async fn next_line(&mut self) -> Result<String> {
+        // A full map comes in many pieces: each is looked at once.
+        let mut looked_at = 0;
         loop {
-            if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+            let new = self.pending.get(looked_at..).unwrap_or_default();
+            let end = new.iter().position(|&byte| byte == b'\n');
+            if let Some(end) = end.map(|end| looked_at + end) {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
                 return Ok(String::from_utf8(line)?);
             }
+            looked_at = self.pending.len();
             let Some(frame) = self.body.frame().await else {
                 bail!("the map stream ended");
             };

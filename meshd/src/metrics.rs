@@ -50,7 +50,7 @@ pub const DOOR_PROMPT_TOKENS: &str = "meshd_door_prompt_tokens_total";
 pub const DOOR_OUTPUT_TOKENS: &str = "meshd_door_output_tokens_total";
 /// Seconds from a request's arrival at the door to the end of its reply, by `path`.
 pub const DOOR_DURATION: &str = "meshd_door_request_duration_seconds";
-/// Requests that the door refused, by `status`.
+/// Requests that the door or the own gateway refused, by `status`.
 pub const DOOR_REFUSED: &str = "meshd_door_refused_total";
 /// Requests of guests that a limit, the queue or the owner's hours turned away, by `reason`.
 pub const DOOR_LIMITED: &str = "meshd_door_limited_total";
@@ -112,7 +112,7 @@ pub fn install() {
         describe_counter!(DOOR_REQUESTS, "Requests that the door passed to a backend");
         describe_counter!(DOOR_PROMPT_TOKENS, "Prompt tokens that backends counted");
         describe_counter!(DOOR_OUTPUT_TOKENS, "Output tokens that backends counted");
-        describe_counter!(DOOR_REFUSED, "Requests that the door refused");
+        describe_counter!(DOOR_REFUSED, "Requests that the door or the own gateway refused");
         describe_counter!(DOOR_LIMITED, "Requests of guests that were turned away");
         describe_histogram!(DOOR_WAIT, "Waits for a turn at the door, seconds");
         describe_gauge!(DOOR_ACTIVE, "Requests in work at the door");

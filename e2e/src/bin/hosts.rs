@@ -160,14 +160,14 @@ async fn read(
     let mut wanted: Option<String> = None;
     loop {
         tokio::select! {
-            map = stream.next() => {
-                let map = map?;
-                if wanted.as_ref().is_some_and(|model| has(map, model)) {
-                    wanted = None;
-                    seen.send(()).await?;
-                }
-            }
+            map = stream.next() => drop(map?),
             model = news.recv() => wanted = Some(model?),
+        }
+        // The map may be faster than the news.
+        let map = stream.map();
+        if wanted.as_ref().is_some_and(|model| map.is_some_and(|map| has(map, model))) {
+            wanted = None;
+            seen.send(()).await?;
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use mesh_proto::usage::UsageRecord;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 const SEGMENT_MAX: u64 = 4 << 20;
 /// Segments that are kept.
 const N_SEGMENTS_MAX: u64 = 16;
+/// Records that are put into words in a row.
+const N_IN_ROW: usize = 256;
 /// The longest line that is read back; ours are a tenth of it.
 const LINE_MAX: usize = 16 << 10;
 
@@ -105,7 +108,11 @@ impl Spool {
             return Ok(());
         }
         let mut lines = Vec::with_capacity(records.len() * 768);
-        for record in records {
+        for (number, record) in records.enumerate() {
+            // Less than half a millisecond's work: requests that the same core has to serve come between.
+            if number % N_IN_ROW == N_IN_ROW - 1 {
+                thread::yield_now();
+            }
             serde_json::to_writer(&mut lines, record)?;
             lines.push(b'\n');
         }
