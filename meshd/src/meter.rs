@@ -28,8 +28,7 @@ const N_PENDING_MAX: usize = 4_096;
 /// Records that may wait for the disk.
 const N_UNWRITTEN_MAX: usize = 8_192;
 /// How long more is waited for when one came: a wake-up for each would cost a busy gateway more than its record.
-/// A longer pause would make a lump of work of them, which requests on the same core then wait for.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(20);
 /// Records that are written in one go, however much more there is: a busy host must not hold a second's worth in memory.
 const N_WRITTEN_AT_ONCE: usize = 1_024;
 /// How often what came is written.

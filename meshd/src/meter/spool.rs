@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 const SEGMENT_MAX: u64 = 4 << 20;
 /// Segments that are kept.
 const N_SEGMENTS_MAX: u64 = 16;
-/// Records that are put into words in a row.
+/// Records that are put into words in a row: half a millisecond of work, between which requests come that the same core serves.
 const N_IN_ROW: usize = 256;
 /// The longest line that is read back; ours are a tenth of it.
 const LINE_MAX: usize = 16 << 10;
@@ -109,7 +109,6 @@ impl Spool {
         }
         let mut lines = Vec::with_capacity(records.len() * 768);
         for (number, record) in records.enumerate() {
-            // Less than half a millisecond's work: requests that the same core has to serve come between.
             if number % N_IN_ROW == N_IN_ROW - 1 {
                 thread::yield_now();
             }
