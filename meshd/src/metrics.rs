@@ -112,7 +112,10 @@ pub fn install() {
         describe_counter!(DOOR_REQUESTS, "Requests that the door passed to a backend");
         describe_counter!(DOOR_PROMPT_TOKENS, "Prompt tokens that backends counted");
         describe_counter!(DOOR_OUTPUT_TOKENS, "Output tokens that backends counted");
-        describe_counter!(DOOR_REFUSED, "Requests that the door or the own gateway refused");
+        describe_counter!(
+            DOOR_REFUSED,
+            "Requests that the door or the own gateway refused"
+        );
         describe_counter!(DOOR_LIMITED, "Requests of guests that were turned away");
         describe_histogram!(DOOR_WAIT, "Waits for a turn at the door, seconds");
         describe_gauge!(DOOR_ACTIVE, "Requests in work at the door");

@@ -36,8 +36,9 @@ async fn main() -> Result<()> {
     let n_models: usize = next("how many models each has")?.parse()?;
     let n_readers: usize = next("how many read their maps")?.parse()?;
 
-    let (mut streams, mut tasks) = (Vec::new(), JoinSet::new());
-    let mut joining = JoinSet::new();
+    let (news, _) = broadcast::channel(16);
+    let (seen, all_seen) = mpsc::channel(n_readers.max(1));
+    let (mut tasks, mut joining) = (JoinSet::new(), JoinSet::new());
     let mut numbers = 0..n_hosts;
     loop {
         while joining.len() < N_AT_ONCE
@@ -51,7 +52,7 @@ async fn main() -> Result<()> {
         let host = host??;
         tasks.spawn(beat(host.client));
         if (1..=n_readers).contains(&host.number) {
-            streams.push(host.stream);
+            tasks.spawn(read(host.stream, news.subscribe(), seen.clone()));
         } else {
             tasks.spawn(drain(host.stream));
         }
@@ -59,7 +60,7 @@ async fn main() -> Result<()> {
     let (herald, _) = connect(&auth_key, 0).await?;
     tokio::select! {
         ended = tasks.join_next() => ended.context("no host at all")??,
-        done = announce(herald, offers(0, n_models), streams) => done,
+        done = announce(herald, offers(0, n_models), n_readers, news, all_seen) => done,
     }
 }
 
@@ -114,14 +115,13 @@ async fn drain(mut stream: MapStream) -> Result<()> {
 }
 
 /// Makes the changes that are asked for, and tells when all readers knew.
-async fn announce(mut herald: Client, mut own: HostOffers, streams: Vec<MapStream>) -> Result<()> {
-    let n_readers = streams.len();
-    let (news, _) = broadcast::channel::<String>(16);
-    let (seen, mut all_seen) = mpsc::channel(n_readers.max(1));
-    let mut readers = JoinSet::new();
-    for stream in streams {
-        readers.spawn(read(stream, news.subscribe(), seen.clone()));
-    }
+async fn announce(
+    mut herald: Client,
+    mut own: HostOffers,
+    n_readers: usize,
+    news: broadcast::Sender<String>,
+    mut all_seen: mpsc::Receiver<()>,
+) -> Result<()> {
     let mut changes = tokio::time::interval(CHANGE_EACH);
     changes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     println!("{}", json!({ "ready": n_readers }));
@@ -138,10 +138,9 @@ async fn announce(mut herald: Client, mut own: HostOffers, streams: Vec<MapStrea
         );
         herald.report_offers(own.clone()).await?;
         for _ in 0..n_readers {
-            tokio::select! {
-                one = tokio::time::timeout(LIMIT, all_seen.recv()) => { one?.context("no reader is left")?; }
-                ended = readers.join_next() => ended.context("no reader")???,
-            }
+            let one = tokio::time::timeout(LIMIT, all_seen.recv()).await;
+            one.context("a reader does not know")?
+                .context("no reader is left")?;
         }
         println!(
             "{}",
@@ -165,7 +164,10 @@ async fn read(
         }
         // The map may be faster than the news.
         let map = stream.map();
-        if wanted.as_ref().is_some_and(|model| map.is_some_and(|map| has(map, model))) {
+        if wanted
+            .as_ref()
+            .is_some_and(|model| map.is_some_and(|map| has(map, model)))
+        {
             wanted = None;
             seen.send(()).await?;
         }
