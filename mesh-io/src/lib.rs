@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`tun`] (the overlay's network interface), [`offload`] (super-packets split and merged, pure),
 //! [`udp`] (the underlay's socket), [`wait`] (how a packet thread sleeps), [`stall`] (whether all slept), [`buf`] (where packets lie meanwhile),
-//! [`code`] (what the start leaves in memory).
+//! [`code`] (what the start leaves in memory), [`heap`] (what a burst does).
 #![allow(
     unsafe_code,
     reason = "ioctl, recvmmsg, sendmmsg and poll have no safe wrapper; this crate is that wrapper"
@@ -11,6 +11,8 @@
 pub mod buf;
 #[cfg(target_os = "linux")]
 pub mod code;
+#[cfg(target_os = "linux")]
+pub mod heap;
 pub mod offload;
 #[cfg(target_os = "linux")]
 pub mod stall;

@@ -99,6 +99,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    mesh_io::heap::give_back();
     let mut config = Config::load(args.config.as_deref())?;
     config.state_dir = args.state_dir.unwrap_or(config.state_dir);
     config.socket = args.socket.unwrap_or(config.socket);
