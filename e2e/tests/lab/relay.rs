@@ -170,6 +170,9 @@ fn a_relay_that_stands_alone_carries_on_without_the_coordinator() -> Result<()> 
         wait_until("the mesh knows the relay", Duration::from_secs(10), || {
             let relays = coordinator.admin_json(&["relay", "list"])?;
             ensure!(relays["items"][0]["id"].is_string(), "{relays}");
+            for node in [beta, gamma] {
+                ensure!(node.knows_relay("tokyo")?, "a node does not know it");
+            }
             Ok(())
         })?;
         let target = gamma.ipv4()?;
