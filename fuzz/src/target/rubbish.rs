@@ -7,8 +7,8 @@ use crate::Target;
 use crate::pair::Pair;
 use crate::tape::Tape;
 
-/// Packets up to the overlay's MTU are padded to a multiple of 16.
-const MTU: usize = 1280;
+/// Packets up to what Ethernet carries under the tunnel's headers are padded to a multiple of 16.
+const PADDED_MAX: usize = 1440;
 
 pub(crate) struct Rubbish {
     pair: Pair,
@@ -37,7 +37,7 @@ impl Target for Rubbish {
         let sealed = self.pair.seal(&content);
         let opened = self.pair.open(&sealed, &mut self.out).unwrap();
         let padded_len = content.len().next_multiple_of(16);
-        if padded_len <= MTU {
+        if padded_len <= PADDED_MAX {
             content.resize(padded_len, 0);
         }
         let expected = packet_in(&content);
