@@ -153,6 +153,38 @@ impl<'lab> Coordinator<'lab> {
         self.host.run(tool::program("coordinator")?, &args)
     }
 
+    /// Starts a relay of its own on a host and waits until the mesh has it and these nodes know of it.
+    ///
+    /// # Errors
+    /// When it is refused or does not come up, or is not known, within the limit.
+    pub fn start_relay(
+        &self,
+        host: &Host,
+        name: &str,
+        nodes: &[Node<'_>],
+        limit: Duration,
+    ) -> Result<Process> {
+        let created = self.admin_json(&["relay", "add", name])?;
+        let key = created["key"].as_str().context("no key")?;
+        let mut command = host.command(tool::program("coordinator")?);
+        command
+            .args(["relay", "--auth-key", key])
+            .args(["--listen", &format!("{}:443", host.ipv4)])
+            .args(["--url", &format!("https://{}", host.ipv4)])
+            .arg("--state-dir")
+            .arg(host.dir().join("relay"));
+        let relay = host.spawn("relay", command)?;
+        wait_until("the mesh knows the relay", limit, || {
+            let relays = self.admin_json(&["relay", "list"])?;
+            ensure!(relays["items"][0]["id"].is_string(), "{relays}");
+            for node in nodes {
+                ensure!(node.knows_relay(name)?, "a node does not know it");
+            }
+            Ok(())
+        })?;
+        Ok(relay)
+    }
+
     /// As [`Coordinator::admin`] with `--json`, which must succeed.
     ///
     /// # Errors

@@ -156,25 +156,8 @@ fn a_relay_that_stands_alone_carries_on_without_the_coordinator() -> Result<()> 
         let [beta, gamma] = nodes.as_slice() else {
             unreachable!("two hosts were named")
         };
-        let created = coordinator.admin_json(&["relay", "add", "tokyo"])?;
-        let key = created["key"].as_str().context("no key")?;
         let host = lab.host("relay")?;
-        let mut command = host.command(tool::program("coordinator")?);
-        command
-            .args(["relay", "--auth-key", key])
-            .args(["--listen", &format!("{}:443", host.ipv4)])
-            .args(["--url", &format!("https://{}", host.ipv4)])
-            .arg("--state-dir")
-            .arg(host.dir().join("relay"));
-        let _relay = host.spawn("relay", command)?;
-        wait_until("the mesh knows the relay", Duration::from_secs(10), || {
-            let relays = coordinator.admin_json(&["relay", "list"])?;
-            ensure!(relays["items"][0]["id"].is_string(), "{relays}");
-            for node in [beta, gamma] {
-                ensure!(node.knows_relay("tokyo")?, "a node does not know it");
-            }
-            Ok(())
-        })?;
+        let _relay = coordinator.start_relay(host, "tokyo", &nodes, Duration::from_secs(10))?;
         let target = gamma.ipv4()?;
         time_until("the first packet comes back", FIRST_DATA, || {
             ping(beta.host, target)

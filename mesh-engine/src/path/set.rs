@@ -115,6 +115,11 @@ const fn whole_ms(ms: f64) -> u64 {
     ms as u64
 }
 
+/// Smooths the share of probes that are lost.
+fn note_probe(loss: &mut f32, is_lost: bool) {
+    *loss = *loss * 0.8 + if is_lost { 0.2 } else { 0.0 };
+}
+
 const fn ms(span: Duration) -> u64 {
     // Constants of the configuration, all below minutes.
     span.as_secs() * 1000 + span.subsec_millis() as u64
@@ -320,12 +325,12 @@ impl PathSet {
         match probe.length {
             Some(length) => {
                 for _ in 0..candidate.mtu.n_lost_before(length) {
-                    candidate.loss_in_use = candidate.loss_in_use * 0.8 + 0.2;
+                    note_probe(&mut candidate.loss_in_use, true);
                 }
-                candidate.loss_in_use *= 0.8;
+                note_probe(&mut candidate.loss_in_use, false);
                 candidate.mtu.on_answer(length, now_ms);
             }
-            None => candidate.loss *= 0.8,
+            None => note_probe(&mut candidate.loss, false),
         }
         candidate.proven_ms = now_ms;
         candidate.n_answers = candidate.n_answers.saturating_add(1);
@@ -360,7 +365,7 @@ impl PathSet {
             };
             // A long one may be lost for its length.
             if let (Some(candidate), None) = (self.candidates.get_mut(&probe.to), probe.length) {
-                candidate.loss = candidate.loss * 0.8 + 0.2;
+                note_probe(&mut candidate.loss, true);
             }
         }
     }

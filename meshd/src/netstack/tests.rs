@@ -204,17 +204,22 @@ async fn each_half_ends_by_itself() {
     assert_eq!(thanks, "thanks");
 }
 
-#[tokio::test]
-async fn a_programs_own_socket_is_served_as_it_is() {
-    let mut pair = Pair::new(0);
+/// A program whose own socket leads through the stack, and the server that it reached; `early` was read from it before.
+async fn spliced(pair: &mut Pair, early: &[u8]) -> (StdTcpStream, tokio::net::UnixStream) {
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
-    let mut program = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let program = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
     program.set_read_timeout(Some(PATIENCE)).unwrap();
     let (proxied, _) = listener.accept().unwrap();
     let to = SocketAddr::new(B.into(), DOOR);
     let dialed = soon(pair.a.dialer().dial(to, Care::PATIENT)).await.unwrap();
-    dialed.splice(proxied, b"early, ".to_vec()).unwrap();
-    let mut server = pair.accept().await;
+    dialed.splice(proxied, early.to_vec()).unwrap();
+    (program, pair.accept().await)
+}
+
+#[tokio::test]
+async fn a_programs_own_socket_is_served_as_it_is() {
+    let mut pair = Pair::new(0);
+    let (mut program, mut server) = spliced(&mut pair, b"early, ").await;
     program.write_all(b"late").unwrap();
     program.shutdown(Shutdown::Write).unwrap();
     let mut heard = String::new();
@@ -230,14 +235,7 @@ async fn a_programs_own_socket_is_served_as_it_is() {
 #[tokio::test]
 async fn who_vanishes_is_told_by_a_reset() {
     let mut pair = Pair::new(0);
-    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
-    let mut program = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    program.set_read_timeout(Some(PATIENCE)).unwrap();
-    let (proxied, _) = listener.accept().unwrap();
-    let to = SocketAddr::new(B.into(), DOOR);
-    let dialed = soon(pair.a.dialer().dial(to, Care::PATIENT)).await.unwrap();
-    dialed.splice(proxied, Vec::new()).unwrap();
-    let server = pair.accept().await;
+    let (mut program, server) = spliced(&mut pair, b"").await;
     // Its end is closed while the other still sends: what comes has nobody to go to.
     drop(server);
     let mut rest = Vec::new();

@@ -12,7 +12,6 @@ use crate::net::{Host, Lab};
 use crate::probe::first_answer;
 use crate::process::Process;
 use crate::stream::Stream;
-use crate::tool;
 use crate::wait::wait_until;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -95,28 +94,8 @@ pub(super) fn home_relay() -> Result<Round> {
     let [beta, gamma] = nodes.as_slice() else {
         unreachable!("two hosts were named")
     };
-    let created = coordinator.admin_json(&["relay", "add", "tokyo"])?;
-    let key = created["key"].as_str().context("no key")?;
     let host = lab.host("relay")?;
-    let mut command = host.command(tool::program("coordinator")?);
-    command
-        .args(["relay", "--auth-key", key])
-        .args(["--listen", &format!("{}:443", host.ipv4)])
-        .args(["--url", &format!("https://{}", host.ipv4)])
-        .arg("--state-dir")
-        .arg(host.dir().join("relay"));
-    let _relay = host.spawn("relay", command)?;
-    wait_until("the mesh knows the relay", LIMIT, || {
-        let relays = coordinator.admin_json(&["relay", "list"])?;
-        ensure!(relays["items"][0]["id"].is_string(), "{relays}");
-        Ok(())
-    })?;
-    for node in [beta, gamma] {
-        wait_until("the node knows the relay", LIMIT, || {
-            ensure!(node.knows_relay("tokyo")?, "it does not");
-            Ok(())
-        })?;
-    }
+    let _relay = coordinator.start_relay(host, "tokyo", &nodes, LIMIT)?;
     let target = gamma.ipv4()?;
     first_answer(beta.host, target, LIMIT)?;
     // Its own relay goes with it, which both have been at from the start.
