@@ -272,6 +272,12 @@ impl<W: Clone> Hub<W> {
         Forwarded::Queued { n_lost, is_filling }
     }
 
+    /// What wakes the connection that receives for a node.
+    pub(crate) fn waker(&self, node: &NodeKey) -> Option<&W> {
+        let id = self.of.get(node)?.last()?;
+        Some(&self.clients.get(id)?.waker)
+    }
+
     /// Gives what waits for a connection, about `n_bytes_max` bytes of it: the relay's own words first, then urgent
     /// frames, then bulk. Some bulk goes each time.
     pub(crate) fn take(&mut self, id: ClientId, n_bytes_max: usize, out: &mut Vec<Bytes>) -> Taken {

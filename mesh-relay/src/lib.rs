@@ -22,13 +22,14 @@ use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use mesh_proto::relay::{self, Pin};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::hub::Hub;
 pub use self::members::Members;
 pub use self::meter::Meter;
+use self::session::Wakers;
 pub use self::udp::stun_answer;
 
 /// Nodes that may be connected.
@@ -63,7 +64,7 @@ pub struct Relay {
     bytes_per_second: u64,
     members: watch::Receiver<Arc<Members>>,
     meter: Arc<dyn Meter>,
-    hub: Mutex<Hub<Arc<Notify>>>,
+    hub: Mutex<Hub<Arc<Wakers>>>,
     unknown: Arc<Semaphore>,
     udp_port: OnceLock<u16>,
     stop: CancellationToken,
@@ -154,15 +155,15 @@ impl Relay {
     /// Works on the hub, then wakes whom that concerns.
     fn with_hub<R>(
         &self,
-        work: impl FnOnce(&mut Hub<Arc<Notify>>, &mut Vec<Arc<Notify>>) -> R,
+        work: impl FnOnce(&mut Hub<Arc<Wakers>>, &mut Vec<Arc<Wakers>>) -> R,
     ) -> R {
         let mut wake = Vec::new();
         let result = {
             let mut hub = self.hub.lock().unwrap_or_else(PoisonError::into_inner);
             work(&mut hub, &mut wake)
         };
-        for writer in wake {
-            writer.notify_one();
+        for wakers in wake {
+            wakers.waiting.notify_one();
         }
         result
     }

@@ -11,6 +11,7 @@ use mesh_proto::relay::{
     VERSION, frame_len, turn_round,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::timeout;
 
@@ -28,8 +29,8 @@ const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 const READ_LEN: usize = 256 << 10;
 /// What is taken from the hub at once.
 const WRITE_LEN: usize = 256 << 10;
-/// How long a sender waits for a receiver that is about to take what waits for it.
-const MOMENT: Duration = Duration::from_millis(1);
+/// How long a sender waits at most for a receiver that is about to take what waits for it.
+const MOMENT: Duration = Duration::from_millis(2);
 /// A shorter frame is copied: what is kept of a read keeps all of it in memory.
 const COPIED_BELOW: usize = 16 << 10;
 /// Nodes that are turned away come back no sooner.
@@ -57,6 +58,15 @@ pub(crate) enum SessionError {
     Ended(End),
 }
 
+/// What wakes those who wait for a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers {
+    /// Something waits for it: its writer is to take it.
+    pub(crate) waiting: Notify,
+    /// Its writer took of what waits: senders may go on.
+    taken: Arc<Notify>,
+}
+
 /// Serves one connection to its end. It keeps its place among the unknown until it said whose it is.
 pub(crate) async fn run<S>(
     relay: Arc<Relay>,
@@ -79,9 +89,9 @@ where
         Err(_) => return SessionError::Silent,
     };
     drop(unknown);
-    let notify = Arc::new(Notify::new());
+    let wakers = Arc::new(Wakers::default());
     let entered =
-        relay.with_hub(|hub, wake| hub.enter(node, Arc::clone(&notify), Instant::now(), wake));
+        relay.with_hub(|hub, wake| hub.enter(node, Arc::clone(&wakers), Instant::now(), wake));
     let Some(id) = entered else {
         relay.meter.refused(Denial::Full);
         deny(&mut stream, Denial::Full).await;
@@ -96,7 +106,7 @@ where
         Ok(greeting) => greeting,
         Err(err) => return err.into(),
     };
-    serve(&relay, id, &notify, (stream, read), &greeting).await
+    serve(&relay, id, &wakers, (stream, read), &greeting).await
 }
 
 /// The welcome, and the offer of UDP where there is any.
@@ -132,7 +142,7 @@ impl Drop for Place {
 async fn serve<S>(
     relay: &Arc<Relay>,
     id: ClientId,
-    notify: &Notify,
+    wakers: &Wakers,
     (stream, read): (S, BytesMut),
     greeting: &[u8],
 ) -> SessionError
@@ -147,7 +157,7 @@ where
         biased;
         () = relay.stop.cancelled() => (SessionError::HungUp, true),
         err = take_frames(relay, id, &mut reader, read) => (err, false),
-        err = give_frames(relay, id, notify, &mut writer) => (err, false),
+        err = give_frames(relay, id, wakers, &mut writer) => (err, false),
     };
     if says_goodbye {
         let goodbye = Frame::Restarting {
@@ -236,8 +246,11 @@ async fn take_frames(
             Ok(pause) => pause,
             Err(err) => return err,
         };
-        if let Some(pause) = pause {
-            tokio::time::sleep(pause).await;
+        match pause {
+            None => {}
+            Some(Pause::For(duration)) => tokio::time::sleep(duration).await,
+            // Whether it took something or not: what is lost for it then is lost.
+            Some(Pause::UntilTaken(taken)) => drop(timeout(MOMENT, taken).await),
         }
         if read.capacity() - read.len() < FRAME_MAX {
             read.reserve(READ_LEN);
@@ -251,18 +264,27 @@ async fn take_frames(
     }
 }
 
+/// What a sender waits for before more of it is read.
+enum Pause {
+    /// It sent faster than it may.
+    For(Duration),
+    /// Much waits for a receiver of it, which is about to take that.
+    UntilTaken(OwnedNotified),
+}
+
 /// Passes all whole frames on, under one lock.
 fn on_read(
     relay: &Relay,
     id: ClientId,
     read: &mut BytesMut,
-) -> Result<Option<Duration>, SessionError> {
+) -> Result<Option<Pause>, SessionError> {
     if frame_len(read, FRAME_MAX)?.is_none() {
         return Ok(None);
     }
     let now = Instant::now();
     let mut n_read = 0;
     let mut tally = Tally::default();
+    let mut full = None;
     let result = relay.with_hub(|hub, wake| {
         let sender = hub.node_of(id).ok_or(SessionError::HungUp)?;
         while let Some(len) = frame_len(read, FRAME_MAX)? {
@@ -287,7 +309,10 @@ fn on_read(
                     };
                     match hub.forward(id, &to, frame, now, wake) {
                         Forwarded::Queued { n_lost, is_filling } => {
-                            tally.is_filling |= is_filling;
+                            if is_filling && let Some(wakers) = hub.waker(&to) {
+                                // Made under the lock, it misses no taking after it.
+                                full = Some(Arc::clone(&wakers.taken).notified_owned());
+                            }
                             tally.n_bytes += n_bytes;
                             tally.n_datagrams += n_datagrams;
                             tally.n_full += n_lost;
@@ -311,7 +336,9 @@ fn on_read(
             }
         }
         let pause = hub.on_read(id, n_read, now, wake);
-        Ok(pause.or_else(|| tally.is_filling.then_some(MOMENT)))
+        Ok(pause
+            .map(Pause::For)
+            .or_else(|| full.map(Pause::UntilTaken)))
     });
     tally.count(&*relay.meter);
     result
@@ -324,7 +351,6 @@ struct Tally {
     n_datagrams: usize,
     n_full: usize,
     n_not_here: usize,
-    is_filling: bool,
 }
 
 impl Tally {
@@ -345,13 +371,16 @@ impl Tally {
 async fn give_frames(
     relay: &Relay,
     id: ClientId,
-    notify: &Notify,
+    wakers: &Wakers,
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> SessionError {
     let mut frames = Vec::new();
     let mut joined = Vec::new();
     loop {
         let taken = relay.with_hub(|hub, _| hub.take(id, WRITE_LEN, &mut frames));
+        if taken == Taken::More {
+            wakers.taken.notify_waiters();
+        }
         let written = timeout(
             WRITE_DEADLINE,
             write_frames(writer, &mut frames, &mut joined),
@@ -366,7 +395,7 @@ async fn give_frames(
             Taken::Nothing => {
                 // An idle connection keeps no memory but this.
                 joined.shrink_to(0);
-                notify.notified().await;
+                wakers.waiting.notified().await;
             }
             Taken::End(end) => return SessionError::Ended(end),
         }

@@ -145,7 +145,9 @@ fn the_newest_connection_of_a_key_receives_and_an_older_one_takes_over() {
     hub.forward(a, &key(2), received(1, 100), now, &mut Vec::new());
     assert_eq!(told(&mut hub, old).0, []);
     assert_eq!(told(&mut hub, new).0, [("received", key(1))]);
+    assert_eq!(hub.waker(&key(2)), Some(&3));
     hub.leave(new, &mut Vec::new());
+    assert_eq!(hub.waker(&key(2)), Some(&2));
     assert_eq!(told(&mut hub, old).0, [("well", key(0))]);
     hub.forward(a, &key(2), received(1, 100), now, &mut Vec::new());
     assert_eq!(told(&mut hub, old).0, [("received", key(1))]);

@@ -11,10 +11,11 @@ use mesh_proto::key::NodeKey;
 use mesh_proto::relay::{CONTENTS_MAX, DATAGRAMS_AT, Datagrams, Frame, N_DATAGRAMS_MAX};
 use tokio::sync::Notify;
 
-/// Bulk that waits. With what waits in the relay it stays below the 1,024 packets after which a session forgets: small
-/// packets pass it.
-const BULK_LEN_MAX: usize = 288 << 10;
-const N_BULK_MAX: usize = 224;
+/// Bulk that waits: as much as the relay lets wait, so that a stream's window is several batches, and one is sealed, one
+/// written and one forwarded at a time. With what waits in the relay it stays below the 1,024 packets after which a session
+/// forgets: small packets pass it.
+const BULK_LEN_MAX: usize = 656 << 10;
+const N_BULK_MAX: usize = 448;
 /// Handshakes, path discovery and small packets that wait.
 const URGENT_LEN_MAX: usize = 128 << 10;
 const N_URGENT_MAX: usize = 1024;
