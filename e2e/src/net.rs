@@ -27,6 +27,8 @@ const READY: std::time::Duration = std::time::Duration::from_secs(10);
 /// No command that is run to its end may take longer.
 const RUN_LIMIT_SECONDS: &str = "120";
 
+/// Which congestion controls of TCP namespaces may choose.
+const ALLOWED_CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 static N_LABS: AtomicU32 = AtomicU32::new(0);
 
 /// A router and its hosts.
@@ -179,6 +181,27 @@ impl Lab {
         let gateway = format!("fd00:1ab:{number:x}::1");
         ip(&["-n", n, "-6", "route", "add", "default", "via", &gateway])?;
         Ok(host)
+    }
+
+    /// Has TCP of all hosts controlled by cubic, as Linux does unless told otherwise: a namespace starts with what the
+    /// machine was set to.
+    ///
+    /// # Errors
+    /// When the kernel has no cubic or does not let it be chosen.
+    pub fn use_cubic(&self) -> Result<()> {
+        // What a namespace may choose is told in the kernel's own one.
+        let allowed = fs::read_to_string(ALLOWED_CONGESTION_CONTROL)?;
+        if !allowed.split_whitespace().any(|name| name == "cubic") {
+            fs::write(
+                ALLOWED_CONGESTION_CONTROL,
+                format!("{} cubic", allowed.trim()),
+            )
+            .context("letting namespaces use cubic")?;
+        }
+        for host in &self.hosts {
+            host.sh("echo cubic >/proc/sys/net/ipv4/tcp_congestion_control")?;
+        }
+        Ok(())
     }
 
     /// A host by its name.

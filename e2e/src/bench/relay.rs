@@ -178,6 +178,7 @@ impl<'lab> Pair<'lab> {
             Way::Udp => lab.block_udp_between(lab.host("beta")?, lab.host("gamma")?)?,
             Way::Tls => lab.block_udp()?,
         }
+        lab.use_cubic()?;
         let coordinator = Coordinator::start(lab.host("control")?)?;
         let key = coordinator.key(&["--reusable"])?;
         let from = Node::join(lab.host("beta")?, &key)?;
