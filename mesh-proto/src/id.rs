@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use data_encoding::BASE32_NOPAD;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -65,9 +66,11 @@ macro_rules! base32_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut text = BASE32_NOPAD.encode(&self.0);
+                // No memory is asked for: usage records hold many of these.
+                let mut text = [0; ($len * 8usize).div_ceil(5)];
+                BASE32_NOPAD.encode_mut(&self.0, &mut text);
                 text.make_ascii_lowercase();
-                f.write_str(&text)
+                f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
             }
         }
 
@@ -214,7 +217,7 @@ macro_rules! label {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The text.
@@ -242,7 +245,7 @@ macro_rules! label {
             fn from_str(text: &str) -> Result<Self, IdError> {
                 let valid: fn(&str) -> bool = $valid;
                 if valid(text) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(text.into()))
                 } else {
                     Err(IdError::Malformed { what: $what, expected: $expected })
                 }
@@ -290,17 +293,13 @@ impl NodeName {
         let mut label = crate::name::fold(first);
         label.truncate(50);
         let label = label.trim_matches('-');
-        Self(if label.is_empty() {
-            "node".to_owned()
-        } else {
-            label.to_owned()
-        })
+        Self(if label.is_empty() { "node" } else { label }.into())
     }
 
     /// This name with a number behind it, for when the plain one is taken.
     #[must_use]
     pub fn numbered(&self, n: u32) -> Self {
-        Self(format!("{}-{n}", self.0))
+        Self(format!("{}-{n}", self.0).into())
     }
 }
 

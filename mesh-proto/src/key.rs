@@ -54,7 +54,7 @@ macro_rules! public_key {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str($prefix)?;
-                f.write_str(&BASE64URL_NOPAD.encode(&self.0))
+                BASE64URL_NOPAD.encode_display(&self.0).fmt(f)
             }
         }
 

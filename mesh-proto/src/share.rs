@@ -263,7 +263,7 @@ impl std::str::FromStr for Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sha256:")?;
-        f.write_str(&self.hex())
+        data_encoding::HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 

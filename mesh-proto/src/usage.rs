@@ -41,7 +41,7 @@ impl std::str::FromStr for Random16 {
 
 impl fmt::Display for Random16 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+        data_encoding::HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 

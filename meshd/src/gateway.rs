@@ -10,6 +10,7 @@ mod count;
 mod dialect;
 mod door;
 mod guest;
+mod handles;
 mod json;
 mod listing;
 mod live;
@@ -70,9 +71,9 @@ pub(crate) type ReplyBody = UnsyncBoxBody<Bytes, BoxError>;
 /// Header of every answer of a door or gateway, so that none is taken for a model server.
 pub(crate) const DOOR_HEADER: &str = "x-proxima-door";
 /// How full the door is, for guests that choose between hosts.
-const LOAD_HEADER: &str = "x-proxima-load";
+pub(crate) const LOAD_HEADER: &str = "x-proxima-load";
 /// How long a request waited for its turn, milliseconds.
-const QUEUE_HEADER: &str = "x-proxima-queue-ms";
+pub(crate) const QUEUE_HEADER: &str = "x-proxima-queue-ms";
 /// The port at which every host's door is reached in the mesh.
 const DOOR_PORT: u16 = 11_434;
 /// How often it is looked whether the last request is over.

@@ -43,8 +43,11 @@ pub(crate) enum Infer {
 }
 
 impl Infer {
+    /// How many there are.
+    pub(crate) const N: usize = 9;
+
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; Self::N] = [
         Self::Chat,
         Self::Generate,
         Self::Embed,

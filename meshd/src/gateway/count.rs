@@ -16,11 +16,10 @@ use tokio::sync::mpsc;
 
 use super::admit::Infer;
 use super::door::{Reserved, Tally};
+use super::handles::{self, End};
 use super::upstream::UpstreamError;
 use crate::inventory::Working;
-use crate::metrics::{
-    DOOR_DOUBTFUL, DOOR_DURATION, DOOR_OUTPUT_TOKENS, DOOR_PROMPT_TOKENS, DOOR_REQUESTS, USAGE_LOST,
-};
+use crate::metrics::{DOOR_DOUBTFUL, USAGE_LOST};
 use crate::view::View;
 
 /// The figures of one reply.
@@ -393,19 +392,19 @@ impl Drop for Record {
     fn drop(&mut self) {
         let now = SystemTime::now();
         let ended = Instant::now();
-        let outcome = match self.outcome {
-            _ if self.is_refused => "refused",
-            Outcome::Ok => "complete",
-            Outcome::ClientAbort => "client_abort",
-            Outcome::HostError => "host_error",
-            Outcome::Timeout => "timeout",
+        let end = match self.outcome {
+            _ if self.is_refused => End::Refused,
+            Outcome::Ok => End::Complete,
+            Outcome::ClientAbort => End::ClientAbort,
+            Outcome::HostError => End::HostError,
+            Outcome::Timeout => End::Timeout,
         };
-        let path = self.route.path();
-        metrics::counter!(DOOR_REQUESTS, "path" => path, "outcome" => outcome).increment(1);
-        metrics::counter!(DOOR_PROMPT_TOKENS).increment(self.counts.n_prompt.unwrap_or(0));
-        metrics::counter!(DOOR_OUTPUT_TOKENS).increment(self.counts.n_output.unwrap_or(0));
-        metrics::histogram!(DOOR_DURATION, "path" => path)
-            .record(ended.duration_since(self.arrived).as_secs_f64());
+        handles::request(self.route, end);
+        handles::tokens(
+            self.counts.n_prompt.unwrap_or(0),
+            self.counts.n_output.unwrap_or(0),
+        );
+        handles::duration(self.route, ended.duration_since(self.arrived).as_secs_f64());
         if self.is_refused {
             return;
         }

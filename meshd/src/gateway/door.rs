@@ -40,10 +40,9 @@ use super::pace::Watch;
 use super::relay::{Filter, Relay};
 use super::translate::{self, Frame, StreamTranslator, Translated};
 use super::upstream::{Patience, Target, UpstreamBody, UpstreamError};
-use super::{Core, LOAD_HEADER, QUEUE_HEADER, ReplyBody, live, server, upstream};
+use super::{Core, LOAD_HEADER, QUEUE_HEADER, ReplyBody, handles, live, server, upstream};
 use crate::catalog::Catalog;
 use crate::inventory::{InventoryStatus, Shared};
-use crate::metrics::DOOR_WAIT;
 use crate::view::{Caller, View};
 
 /// How long a request waits for its turn.
@@ -386,7 +385,7 @@ pub(crate) async fn infer(
         ));
     }
     let waited = (slot.waited, slot.position);
-    metrics::histogram!(DOOR_WAIT).record(slot.waited.as_secs_f64());
+    handles::wait(slot.waited.as_secs_f64());
     let subject = Subject {
         view,
         guest,

@@ -21,7 +21,7 @@ use super::relay::{Filter, Relay};
 use super::server::Asked;
 use super::tracked::Tracked;
 use super::upstream::{Patience, Target, UpstreamError};
-use super::{Core, QUEUE_HEADER, ReplyBody, door, probe, server, upstream};
+use super::{Core, QUEUE_HEADER, ReplyBody, door, handles, probe, server, upstream};
 use crate::catalog::{Catalog, Entry, HostOffer, Lookup};
 use crate::choice::{Ask, Prefer, Prefix, Work};
 use crate::view::{Caller, View};
@@ -305,7 +305,7 @@ async fn send(
             Err(refusal) => !is_worth_another(refusal.status),
         };
         if is_final {
-            metrics::counter!(crate::metrics::GUEST_REQUESTS, "outcome" => "answered").increment(1);
+            handles::answered();
             return tried;
         }
         last = Some(tried);

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -72,13 +71,6 @@ impl Connection {
         }
         tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), task, &mut self.read)
     }
-
-    /// Whether the other end has neither closed it nor said anything unasked.
-    fn is_quiet(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        let peeked = self.stream.socket().peek(&mut byte);
-        peeked.is_err_and(|err| err.kind() == io::ErrorKind::WouldBlock)
-    }
 }
 
 type Idle = BTreeMap<String, Vec<(Instant, Connection)>>;
@@ -97,7 +89,7 @@ impl Pool {
         let mut idle = self.own();
         let kept = idle.get_mut(place)?;
         while let Some((since, connection)) = kept.pop() {
-            if since.elapsed() < IDLE && connection.is_quiet() {
+            if since.elapsed() < IDLE && connection.stream.is_quiet() {
                 return Some(connection);
             }
         }
@@ -110,7 +102,10 @@ impl Pool {
             // More came than was asked for.
             return;
         }
-        connection.read = BytesMut::new();
+        // Its room serves the next reply, unless it is large.
+        if connection.read.capacity() > READ_ROOM {
+            connection.read = BytesMut::new();
+        }
         let n_max = if is_costly {
             N_IDLE_COSTLY_MAX
         } else {
@@ -141,7 +136,7 @@ impl Pool {
             for shard in &self.shards {
                 lock(shard).retain(|_, kept| {
                     kept.retain(|(since, connection)| {
-                        since.elapsed() < IDLE && connection.is_quiet()
+                        since.elapsed() < IDLE && connection.stream.is_quiet()
                     });
                     !kept.is_empty()
                 });

@@ -1,13 +1,14 @@
 //! Connections as the gateway sees them, whether the kernel or the stack in this process carries them.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
@@ -39,12 +40,19 @@ impl Stream {
         socket.set_tcp_user_timeout(Some(user_timeout))
     }
 
-    /// The socket itself, for what needs no waiting.
-    pub(crate) fn socket(&self) -> SockRef<'_> {
-        match self {
-            Self::Tcp(stream) => SockRef::from(stream),
-            Self::Stack(stream) => SockRef::from(stream),
-        }
+    /// Whether the other end has neither closed it nor sent anything that was not read. The reactor knows of most that come,
+    /// so that the kernel is asked only when there is something.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = match self {
+            Self::Tcp(stream) => {
+                stream.try_io(Interest::READABLE, || SockRef::from(stream).peek(&mut byte))
+            }
+            Self::Stack(stream) => {
+                stream.try_io(Interest::READABLE, || SockRef::from(stream).peek(&mut byte))
+            }
+        };
+        peeked.is_err_and(|err| err.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

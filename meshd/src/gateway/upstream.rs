@@ -332,8 +332,13 @@ impl Outgoing {
             let head = self.head.get(self.n_sent..).unwrap_or_default();
             let n_of_body = self.n_sent.saturating_sub(self.head.len());
             let body = self.body.get(n_of_body..).unwrap_or_default();
-            let parts = [IoSlice::new(head), IoSlice::new(body)];
-            match ready!(Pin::new(&mut *stream).poll_write_vectored(task, &parts))? {
+            let stream = Pin::new(&mut *stream);
+            let written = if body.is_empty() {
+                stream.poll_write(task, head)
+            } else {
+                stream.poll_write_vectored(task, &[IoSlice::new(head), IoSlice::new(body)])
+            };
+            match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.n_sent += n,
             }

@@ -13,8 +13,11 @@ use serde::{Deserialize, Serialize};
 const SEGMENT_MAX: u64 = 4 << 20;
 /// Segments that are kept.
 const N_SEGMENTS_MAX: u64 = 16;
-/// Records that are put into words in a row: half a millisecond of work, between which requests come that the same core serves.
+/// Records that are put into words and written in a row: a fraction of a millisecond of work, between which requests come
+/// that the same core serves.
 const N_IN_ROW: usize = 256;
+/// About the length of a line.
+const LINE_LEN: usize = 768;
 /// The longest line that is read back; ours are a tenth of it.
 const LINE_MAX: usize = 16 << 10;
 
@@ -107,14 +110,6 @@ impl Spool {
         if records.len() == 0 {
             return Ok(());
         }
-        let mut lines = Vec::with_capacity(records.len() * 768);
-        for (number, record) in records.enumerate() {
-            if number % N_IN_ROW == N_IN_ROW - 1 {
-                thread::yield_now();
-            }
-            serde_json::to_writer(&mut lines, record)?;
-            lines.push(b'\n');
-        }
         if self.end.offset >= self.segment_max {
             self.open = None;
             self.end = Place {
@@ -123,14 +118,26 @@ impl Spool {
             };
             self.drop_oldest()?;
         }
-        let written = self.write(&lines);
-        if written.is_err() {
-            self.open = None;
+        match self.write(records) {
+            Ok(n_bytes) => {
+                self.end.offset += n_bytes;
+                Ok(())
+            }
+            Err(err) => {
+                if let Some(file) = self.open.take() {
+                    // Half a line would hide the next one. Where this fails as well, the next opening does it.
+                    let _ = file.set_len(self.end.offset);
+                }
+                Err(err)
+            }
         }
-        written
     }
 
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+    /// Writes behind the end, and tells how much.
+    fn write<'a>(
+        &mut self,
+        mut records: impl ExactSizeIterator<Item = &'a UsageRecord>,
+    ) -> io::Result<u64> {
         let file = match &mut self.open {
             Some(file) => file,
             closed => {
@@ -150,18 +157,20 @@ impl Spool {
                 closed.insert(file)
             }
         };
-        let done = file.write_all(lines).and_then(|()| file.sync_data());
-        match done {
-            Ok(()) => {
-                self.end.offset += u64::try_from(lines.len()).unwrap_or(u64::MAX);
-                Ok(())
+        let mut n_bytes = 0;
+        let mut lines = Vec::with_capacity(records.len().min(N_IN_ROW) * LINE_LEN);
+        while records.len() > 0 {
+            for record in records.by_ref().take(N_IN_ROW) {
+                serde_json::to_writer(&mut lines, record)?;
+                lines.push(b'\n');
             }
-            Err(err) => {
-                // Half a line would hide the next one. Where this fails as well, the next opening does it.
-                let _ = file.set_len(self.end.offset);
-                Err(err)
-            }
+            file.write_all(&lines)?;
+            n_bytes += u64::try_from(lines.len()).unwrap_or(u64::MAX);
+            lines.clear();
+            thread::yield_now();
         }
+        file.sync_data()?;
+        Ok(n_bytes)
     }
 
     fn drop_oldest(&self) -> io::Result<()> {

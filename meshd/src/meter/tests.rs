@@ -186,6 +186,18 @@ fn a_torn_line_is_cut_off_and_hides_nothing() {
 }
 
 #[test]
+fn a_burst_of_many_rows_is_read_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = Spool::at(dir.path());
+    spool.append(queue(600).iter()).unwrap();
+    let end = spool.end();
+    let mut n = 0;
+    let mut again = Spool::at(dir.path());
+    again.replay(Default::default(), |_| n += 1).unwrap();
+    assert_eq!((n, again.end()), (600, end));
+}
+
+#[test]
 fn the_oldest_segments_go_and_files_are_private() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("usage");
@@ -293,6 +305,23 @@ fn sums_have_bounds() {
     }
     assert_eq!(totals.rows(0).len(), 20_000);
     assert_eq!(totals.rows(500)[0].day, "1971-05-16");
+}
+
+#[test]
+fn a_row_grows_under_the_newest_name_of_its_guest() {
+    let mut totals = Totals::default();
+    let mut renamed = record(2, "tiny", DAY_MS);
+    totals.count(&renamed);
+    renamed.client = party(2, "berta");
+    totals.count(&renamed);
+    totals.count(&record(3, "tiny", DAY_MS));
+    totals.count(&renamed);
+    let rows = totals.rows(0);
+    let told: Vec<_> = rows
+        .iter()
+        .map(|row| (row.guest.as_str(), row.sum.n_requests))
+        .collect();
+    assert_eq!(told, [("berta", 3), ("anna", 1)]);
 }
 
 #[test]

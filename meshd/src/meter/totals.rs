@@ -25,10 +25,12 @@ const NEW_FILE: &str = "totals.json.new";
 const DAY_SECS: u64 = 24 * 3_600;
 
 /// The sums.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Totals {
     rows: BTreeMap<Key, UsageSum>,
     names: BTreeMap<Account, String>,
+    /// The row that was counted in last: mostly the next record is of it too.
+    last: Option<Key>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,18 +71,42 @@ pub(super) fn day_of(time: SystemTime) -> u64 {
 impl Totals {
     pub(super) fn count(&mut self, record: &UsageRecord) {
         let account = super::account(record);
+        self.name(account, record);
+        let day = record.end_ms / 1_000 / DAY_SECS;
+        let last = self
+            .last
+            .as_ref()
+            .filter(|key| key.day == day && key.account == account && key.model == record.model);
+        if let Some(sum) = last.and_then(|key| self.rows.get_mut(key)) {
+            sum.count(record);
+            return;
+        }
         let key = Key {
-            day: record.end_ms / 1_000 / DAY_SECS,
+            day,
             account,
             model: record.model.clone(),
         };
+        self.last = Some(key.clone());
         self.rows.entry(key).or_default().count(record);
-        let name = match account {
-            Account::Owner | Account::User(_) => record.client.owner_name.to_string(),
-            Account::Tagged(node) => node.to_string(),
-        };
-        self.names.insert(account, name);
         self.trim();
+    }
+
+    /// Keeps the newest name of an account.
+    fn name(&mut self, account: Account, record: &UsageRecord) {
+        let known = self.names.get(&account);
+        match account {
+            Account::Owner | Account::User(_) => {
+                let name = record.client.owner_name.as_str();
+                if known.is_none_or(|known| known != name) {
+                    self.names.insert(account, name.to_owned());
+                }
+            }
+            Account::Tagged(node) => {
+                if known.is_none() {
+                    self.names.insert(account, node.to_string());
+                }
+            }
+        }
     }
 
     fn trim(&mut self) {

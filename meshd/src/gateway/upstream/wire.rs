@@ -6,12 +6,27 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode};
 
+use crate::gateway::{DOOR_HEADER, LOAD_HEADER, QUEUE_HEADER};
+
 /// The longest head of a reply, and the longest trailers.
 const HEAD_MAX: usize = 64 << 10;
 /// Headers of a reply.
 const N_HEADERS_MAX: usize = 64;
 /// The longest line with the size of a chunk, extensions included.
 const SIZE_LINE_MAX: usize = 1_024;
+
+/// The headers that are read here or by those who ask; the others of a reply are passed over.
+const READ: [&str; 9] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "retry-after",
+    "server",
+    "transfer-encoding",
+    DOOR_HEADER,
+    LOAD_HEADER,
+    QUEUE_HEADER,
+];
 
 /// What is wrong with a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -90,8 +105,14 @@ pub(super) fn take_head(read: &mut BytesMut) -> Result<Option<Head>, WireError> 
         let code = parsed.code.ok_or(WireError::Head)?;
         let status = StatusCode::from_u16(code).map_err(|_| WireError::Head)?;
         let is_newest = parsed.version == Some(1);
-        let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+        let mut headers = HeaderMap::new();
         for header in parsed.headers.iter() {
+            if !READ
+                .iter()
+                .any(|name| name.eq_ignore_ascii_case(header.name))
+            {
+                continue;
+            }
             let name = HeaderName::from_bytes(header.name.as_bytes());
             let value = HeaderValue::from_bytes(header.value);
             let (Ok(name), Ok(value)) = (name, value) else {
