@@ -24,7 +24,7 @@ const HOPELESS: u8 = 20;
 const HALF_MINUTE: &str = "30";
 /// Up to this loss a transfer takes seconds, and differs by a fifth from the next one: so many times as many of them.
 const SWIFT_UP_TO: u8 = 1;
-const SWIFT_TIMES: u32 = 3;
+const SWIFT_TIMES: u32 = 8;
 /// Each way. Without any, TCP goes round so often in a second that a tunnel's own tenth of a millisecond is all that counts.
 const DELAY_MS: u32 = 5;
 /// A handshake may take so long.
