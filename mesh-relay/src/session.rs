@@ -432,3 +432,6 @@ async fn write_frames(
     }
     writer.flush().await
 }
+
+#[cfg(test)]
+mod tests;
