@@ -29,6 +29,7 @@ pub mod chat;
 pub mod name;
 pub mod openai;
 pub mod reply;
+mod tools;
 
 const VERSION: &str = "0.33.0-rc2";
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::body::Loose;
 use super::reply::{Reply, json_reply, typed};
+use super::tools::{self, Calls};
 
 const DIED: &str = "an error was encountered while running the model: unexpected EOF";
 
@@ -41,6 +42,7 @@ pub(crate) async fn ask(
 pub(crate) struct Events {
     body: Incoming,
     pending: Vec<u8>,
+    is_over: bool,
 }
 
 impl Events {
@@ -48,15 +50,16 @@ impl Events {
         Self {
             body,
             pending: Vec::new(),
+            is_over: false,
         }
     }
 
-    /// The next event; none at `[DONE]`.
+    /// The next event; none from `[DONE]` on.
     ///
     /// # Errors
     /// When the stream breaks off before that.
     pub(crate) async fn next(&mut self) -> Result<Option<Value>> {
-        loop {
+        while !self.is_over {
             if let Some(end) = self.pending.windows(2).position(|two| two == b"\n\n") {
                 let block: Vec<u8> = self.pending.drain(..end + 2).collect();
                 let text = String::from_utf8_lossy(&block);
@@ -64,7 +67,8 @@ impl Events {
                     continue;
                 };
                 if data == "[DONE]" {
-                    return Ok(None);
+                    self.is_over = true;
+                    break;
                 }
                 return serde_json::from_str(data).map(Some).context("an event");
             }
@@ -73,6 +77,7 @@ impl Events {
                 self.pending.extend(data);
             }
         }
+        Ok(None)
     }
 }
 
@@ -80,6 +85,7 @@ impl Events {
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     pub(crate) finish_reason: Option<String>,
+    pub(crate) calls: Calls,
     pub(crate) usage: Value,
 }
 
@@ -93,6 +99,7 @@ impl Said {
         if let Some(reason) = choice["finish_reason"].as_str() {
             self.finish_reason = Some(reason.to_owned());
         }
+        self.calls.take(&choice["delta"]["tool_calls"]);
         choice["delta"]["content"]
             .as_str()
             .filter(|text| !text.is_empty())
@@ -134,7 +141,11 @@ pub(crate) async fn chat(
     } else {
         messages
     };
-    let mut body = json!({ "messages": messages, "stream": true, "stream_options": { "include_usage": true } });
+    let mut body = json!({ "messages": tools::messages(&messages), "stream": true,
+                           "stream_options": { "include_usage": true } });
+    if let Some(tools) = request.value("tools") {
+        body["tools"] = tools.clone();
+    }
     match request
         .value("options")
         .and_then(|options| options.get("num_predict"))
@@ -217,8 +228,15 @@ async fn stream(
                 token = said.take(&event);
                 continue;
             }
-            Ok(None) => line.last("", &said),
-            Err(_) => json!({ "error": DIED }),
+            Ok(None) => {
+                let mut lines = String::new();
+                if !said.calls.is_empty() {
+                    lines = format!("{}\n", line.calls(&said));
+                    said.calls = Calls::default();
+                }
+                format!("{lines}{}", line.last("", &said))
+            }
+            Err(_) => json!({ "error": DIED }).to_string(),
         };
         // The client may have gone; there is nobody to tell.
         drop(chunks.send(Bytes::from(format!("{last}\n"))).await);
@@ -245,12 +263,24 @@ impl Line {
         line
     }
 
+    fn calls(&self, said: &Said) -> Value {
+        let mut line = self.token("", false);
+        line["message"]["tool_calls"] = said.calls.of_ollama();
+        line
+    }
+
     fn last(&self, text: &str, said: &Said) -> Value {
         let mut line = self.token(text, true);
+        if !said.calls.is_empty() {
+            line["message"]["tool_calls"] = said.calls.of_ollama();
+        }
         let total = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let n_prompt = said.usage["prompt_tokens"].as_u64().unwrap_or(0);
         let n_said = said.usage["completion_tokens"].as_u64().unwrap_or(0);
-        line["done_reason"] = json!(said.finish_reason.as_deref().unwrap_or("stop"));
+        // Calls are no reason of their own there.
+        let reason = said.finish_reason.as_deref();
+        let reason = reason.filter(|reason| *reason != "tool_calls");
+        line["done_reason"] = json!(reason.unwrap_or("stop"));
         line["total_duration"] = json!(total);
         line["load_duration"] = json!(1_601_480);
         line["prompt_eval_count"] = json!(n_prompt);

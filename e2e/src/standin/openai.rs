@@ -185,7 +185,10 @@ impl Chat {
     /// The closing events, which share one chunk.
     fn closing(&self, said: &Said) -> String {
         let reason = said.finish_reason.as_deref().unwrap_or("stop");
-        let delta = json!({ "role": "assistant", "content": "" });
+        let mut delta = json!({ "role": "assistant", "content": "" });
+        if !said.calls.is_empty() {
+            delta["tool_calls"] = said.calls.of_openai();
+        }
         let mut text = format!("data: {}\n\n", self.event(&delta, Some(reason)));
         if self.has_usage {
             let mut usage = self.event(&json!({}), None);
@@ -203,9 +206,13 @@ impl Chat {
 
     fn completion(&self, text: &str, said: &Said) -> Value {
         let reason = said.finish_reason.as_deref().unwrap_or("stop");
+        let mut message = json!({ "role": "assistant", "content": text });
+        if !said.calls.is_empty() {
+            message["tool_calls"] = said.calls.of_openai();
+        }
         json!({ "id": self.id, "object": "chat.completion", "created": created(), "model": self.model,
                 "system_fingerprint": "fp_ollama",
-                "choices": [{ "index": 0, "message": { "role": "assistant", "content": text }, "finish_reason": reason }],
+                "choices": [{ "index": 0, "message": message, "finish_reason": reason }],
                 "usage": self.usage(said) })
     }
 }

@@ -29,12 +29,12 @@ struct Kind {
 }
 
 const KINDS: [Kind; 4] = [
-    // Ollama, with a model that counts and one that embeds.
+    // Ollama, with a model that counts, one that embeds and one that calls a tool.
     Kind {
         model: "tiny",
         letter: Some('t'),
         embed: Some("embed"),
-        caller: None,
+        caller: Some("caller"),
     },
     // Ollama once more.
     Kind {
@@ -79,10 +79,11 @@ fn every_client_works_with_every_kind_of_host() -> Result<()> {
         };
         let tiny = LlamaServer::start(gamma.host, "tiny", 9001)?;
         let embed = LlamaServer::start(gamma.host, "embed", 9002)?;
+        let calls_llama = LlamaServer::start_as(gamma.host, "caller", "caller-llama", 8080)?;
         let _ollama = Ollama::start(
             gamma.host,
             "127.0.0.1:11434",
-            &[("tiny", &tiny), ("embed", &embed)],
+            &[("tiny", &tiny), ("embed", &embed), ("caller", &calls_llama)],
             &[],
         )?;
         let other = LlamaServer::start(delta.host, "other", 9001)?;
@@ -93,7 +94,6 @@ fn every_client_works_with_every_kind_of_host() -> Result<()> {
         let plain = LlamaServer::start_as(zeta.host, "embed", "embed-plain", 9002)?;
         let _small = OpenAiOnly::start(zeta.host, "127.0.0.1:8080", &small)?;
         let _plain = OpenAiOnly::start(zeta.host, "127.0.0.1:8000", &plain)?;
-        let _calls = LlamaServer::start_as(gamma.host, "caller", "caller-llama", 8080)?;
         let calls = LlamaServer::start_as(delta.host, "caller", "caller-plain", 9002)?;
         let _calls_plain = OpenAiOnly::start(delta.host, "127.0.0.1:8080", &calls)?;
         for host in [gamma, delta, epsilon, zeta] {

@@ -412,6 +412,60 @@ fn servers_on_all_addresses_neither_block_the_door_nor_are_reached_around_it() -
 }
 
 #[test]
+fn pictures_reach_the_host_by_every_api() -> Result<()> {
+    /// A PNG of one pixel.
+    const PICTURE: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+    scenario(&["control", "beta", "gamma"], |lab| {
+        let (_coordinator, stage) = stage(lab, "127.0.0.1:11434")?;
+        let url = format!("data:image/png;base64,{PICTURE}");
+        let source = json!({ "type": "base64", "media_type": "image/png", "data": PICTURE });
+        let user = |content: Value| json!([{ "role": "user", "content": content }]);
+        for (path, body) in [
+            (
+                "/api/chat",
+                json!({ "messages": [{ "role": "user", "content": "what is it?", "images": [PICTURE] }] }),
+            ),
+            (
+                "/api/generate",
+                json!({ "prompt": "what is it?", "images": [PICTURE] }),
+            ),
+            (
+                "/v1/chat/completions",
+                json!({ "messages": user(json!([{ "type": "image_url", "image_url": { "url": url } }])) }),
+            ),
+            (
+                "/v1/messages",
+                json!({ "max_tokens": 4, "messages": user(json!([{ "type": "image", "source": source }])) }),
+            ),
+            (
+                "/v1/responses",
+                json!({ "input": user(json!([{ "type": "input_image", "detail": "auto", "image_url": url }])) }),
+            ),
+        ] {
+            let mut body = body;
+            body["model"] = json!("tiny");
+            body["stream"] = json!(false);
+            let before = stage.ollama.requests()?.len();
+            let answer = Request::post(
+                &format!("http://ollama.proxima:11434{path}"),
+                &body.to_string(),
+            )
+            .send(stage.beta.host)?;
+            // The model has no eyes: what matters is that its server was asked.
+            let asked = stage.ollama.requests()?.split_off(before);
+            let is_it = |entry: &Value| {
+                entry["path"] == path
+                    && entry["body"]
+                        .as_str()
+                        .is_some_and(|body| body.contains(PICTURE))
+            };
+            ensure!(asked.iter().any(is_it), "{path}: {answer:?} and {asked:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn another_users_node_reaches_models_and_nothing_else() -> Result<()> {
     scenario(&["control", "beta", "gamma"], |lab| {
         let coordinator = e2e::mesh::Coordinator::start(lab.host("control")?)?;
