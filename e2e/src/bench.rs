@@ -13,6 +13,7 @@ pub mod nats;
 pub mod relay;
 pub mod start;
 pub mod strangers;
+pub mod streams;
 pub mod tunnels;
 pub mod userspace;
 pub mod weather;

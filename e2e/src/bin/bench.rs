@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::bench::{
     Outcome, bar, catalogue, crowd, dns, faults, gateway, idle, loss, nats, relay, start,
-    strangers, tunnels, userspace, weather,
+    strangers, streams, tunnels, userspace, weather,
 };
 use e2e::net::is_root;
 use e2e::tool;
@@ -146,6 +146,13 @@ const PARTS: &[Part] = &[
                 pings, one each fiftieth of a second. CPU counts both daemons and the coordinator, whose relay it is; all of them, both iperf3 \
                 and the kernel share the machine's cores.",
         run: |effort| relay::run(effort.n_rounds, effort.seconds),
+    },
+    Part {
+        name: "streams",
+        about: "Four hosts: two with an Ollama, one with a llama-server and one that speaks OpenAI's first calls alone, each with a model that \
+                counts; three guests ask for the streams by Ollama's and OpenAI's API, twelve at once. All the while one of the hosts, or its \
+                model server, is killed (SIGKILL) and started again.",
+        run: |effort| streams::run(if effort.is_quick { 600 } else { 10_000 }),
     },
     Part {
         name: "catalogue",
