@@ -42,6 +42,8 @@ pub(super) fn adopt(shard: usize) {
 pub(crate) struct Connection {
     pub(super) stream: Stream,
     pub(super) read: BytesMut,
+    /// Whether `read` was given more room than another reply is likely to need.
+    is_large: bool,
 }
 
 impl fmt::Debug for Connection {
@@ -55,6 +57,7 @@ impl Connection {
         Self {
             stream,
             read: BytesMut::new(),
+            is_large: false,
         }
     }
 
@@ -68,6 +71,7 @@ impl Connection {
         let room = n_left.clamp(READ_ROOM, READ_ROOM_MAX);
         if self.read.capacity() - self.read.len() < room / 4 {
             self.read.reserve(room);
+            self.is_large |= room > READ_ROOM;
         }
         tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), task, &mut self.read)
     }
@@ -103,8 +107,8 @@ impl Pool {
             return;
         }
         // Its room serves the next reply, unless it is large.
-        if connection.read.capacity() > READ_ROOM {
-            connection.read = BytesMut::new();
+        if connection.is_large {
+            (connection.read, connection.is_large) = (BytesMut::new(), false);
         }
         let n_max = if is_costly {
             N_IDLE_COSTLY_MAX
