@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::admit::Infer;
 use super::door::{Reserved, Tally};
-use super::handles::{self, End};
+use super::handles;
 use super::upstream::UpstreamError;
 use crate::inventory::Working;
 use crate::metrics::{DOOR_DOUBTFUL, USAGE_LOST};
@@ -392,14 +392,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let now = SystemTime::now();
         let ended = Instant::now();
-        let end = match self.outcome {
-            _ if self.is_refused => End::Refused,
-            Outcome::Ok => End::Complete,
-            Outcome::ClientAbort => End::ClientAbort,
-            Outcome::HostError => End::HostError,
-            Outcome::Timeout => End::Timeout,
-        };
-        handles::request(self.route, end);
+        handles::request(self.route, (!self.is_refused).then_some(self.outcome));
         handles::tokens(
             self.counts.n_prompt.unwrap_or(0),
             self.counts.n_output.unwrap_or(0),

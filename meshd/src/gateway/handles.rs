@@ -4,6 +4,7 @@
 
 use std::sync::OnceLock;
 
+use mesh_proto::usage::Outcome;
 use metrics::{Counter, Histogram, counter, histogram};
 
 use super::admit::Infer;
@@ -11,36 +12,22 @@ use crate::metrics::{
     DOOR_DURATION, DOOR_OUTPUT_TOKENS, DOOR_PROMPT_TOKENS, DOOR_REQUESTS, DOOR_WAIT, GUEST_REQUESTS,
 };
 
-/// How a request at the door ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    Complete,
-    ClientAbort,
-    HostError,
-    Timeout,
-    Refused,
-}
+/// How many ends a request has: the outcomes, and that its backend refused it.
+const N_ENDS: usize = 5;
 
-impl End {
-    const N: usize = 5;
-
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::ClientAbort => "client_abort",
-            Self::HostError => "host_error",
-            Self::Timeout => "timeout",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// A request at the door is over.
-pub(super) fn request(route: Infer, end: End) {
-    static COUNTERS: [[OnceLock<Counter>; End::N]; Infer::N] =
-        [const { [const { OnceLock::new() }; End::N] }; Infer::N];
-    COUNTERS[route as usize][end as usize]
-        .get_or_init(|| counter!(DOOR_REQUESTS, "path" => route.path(), "outcome" => end.label()))
+/// A request at the door is over; without an outcome its backend refused it.
+pub(super) fn request(route: Infer, outcome: Option<Outcome>) {
+    static COUNTERS: [[OnceLock<Counter>; N_ENDS]; Infer::N] =
+        [const { [const { OnceLock::new() }; N_ENDS] }; Infer::N];
+    let (end, label) = match outcome {
+        Some(Outcome::Ok) => (0, "complete"),
+        Some(Outcome::ClientAbort) => (1, "client_abort"),
+        Some(Outcome::HostError) => (2, "host_error"),
+        Some(Outcome::Timeout) => (3, "timeout"),
+        None => (4, "refused"),
+    };
+    COUNTERS[route as usize][end]
+        .get_or_init(|| counter!(DOOR_REQUESTS, "path" => route.path(), "outcome" => label))
         .increment(1);
 }
 

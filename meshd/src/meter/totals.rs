@@ -29,8 +29,6 @@ const DAY_SECS: u64 = 24 * 3_600;
 pub(super) struct Totals {
     rows: BTreeMap<Key, UsageSum>,
     names: BTreeMap<Account, String>,
-    /// The row that was counted in last: mostly the next record is of it too.
-    last: Option<Key>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,21 +70,11 @@ impl Totals {
     pub(super) fn count(&mut self, record: &UsageRecord) {
         let account = super::account(record);
         self.name(account, record);
-        let day = record.end_ms / 1_000 / DAY_SECS;
-        let last = self
-            .last
-            .as_ref()
-            .filter(|key| key.day == day && key.account == account && key.model == record.model);
-        if let Some(sum) = last.and_then(|key| self.rows.get_mut(key)) {
-            sum.count(record);
-            return;
-        }
         let key = Key {
-            day,
+            day: record.end_ms / 1_000 / DAY_SECS,
             account,
             model: record.model.clone(),
         };
-        self.last = Some(key.clone());
         self.rows.entry(key).or_default().count(record);
         self.trim();
     }
