@@ -230,7 +230,7 @@ impl<W: Clone> Hub<W> {
         now: Instant,
         wake: &mut Vec<W>,
     ) -> Forwarded {
-        let receiver = self.of.get(to).and_then(|same| same.last()).copied();
+        let receiver = self.newest(to);
         let Some(client) = receiver.and_then(|id| self.clients.get_mut(&id)) else {
             if let Some(sender) = self.clients.get_mut(&from) {
                 sender.say_gone(*to, Some(now), wake);
@@ -274,8 +274,12 @@ impl<W: Clone> Hub<W> {
 
     /// What wakes the connection that receives for a node.
     pub(crate) fn waker(&self, node: &NodeKey) -> Option<&W> {
-        let id = self.of.get(node)?.last()?;
-        Some(&self.clients.get(id)?.waker)
+        Some(&self.clients.get(&self.newest(node)?)?.waker)
+    }
+
+    /// The connection that receives for a node.
+    fn newest(&self, node: &NodeKey) -> Option<ClientId> {
+        self.of.get(node)?.last().copied()
     }
 
     /// Gives what waits for a connection, about `n_bytes_max` bytes of it: the relay's own words first, then urgent

@@ -189,9 +189,8 @@ impl<W: Clone> Hub<W> {
             return Way::Limited;
         }
         let to = self.endpoints.of_alias.get(&alias).copied();
-        let newest = |node| self.of.get(node).and_then(|same| same.last());
-        let receiver = to.as_ref().and_then(newest);
-        let (Some(to), Some(receiver)) = (to, receiver.and_then(|id| self.clients.get(id))) else {
+        let receiver = to.as_ref().and_then(|node| self.newest(node));
+        let (Some(to), Some(receiver)) = (to, receiver.and_then(|id| self.clients.get(&id))) else {
             return Way::NotHere;
         };
         let binding = receiver.udp.as_ref().filter(|_| receiver.end.is_none());
