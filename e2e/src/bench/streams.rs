@@ -23,13 +23,14 @@ const AWAY: Duration = Duration::from_millis(500);
 /// Streams of one guest at once.
 const N_AT_ONCE: usize = 4;
 const N_WORDS: usize = 48;
-const GUESTS: [(&str, &str); 3] = [("eta", "t"), ("theta", "o"), ("iota", "t")];
+/// The guests, and the model that each asks for.
+const GUESTS: [(&str, &str); 3] = [("eta", "tiny"), ("theta", "other"), ("iota", "tiny")];
 
-/// The model server of a host; those of one letter share one model.
-enum Server<'lab> {
-    Ollama(LlamaServer<'lab>, Ollama<'lab>),
-    Llama(LlamaServer<'lab>),
-    OpenAi(LlamaServer<'lab>, OpenAiOnly),
+/// What stands in front of a host's llama-server.
+enum Front<'lab> {
+    Ollama { _it: Ollama<'lab> },
+    Nothing,
+    OpenAi { _it: OpenAiOnly },
 }
 
 #[derive(Clone, Copy)]
@@ -46,35 +47,32 @@ const HOSTS: [(&str, &str, Kind); 4] = [
     ("epsilon", "other", Kind::OpenAi),
 ];
 
+/// The model server of a host. Dropping it kills it without a word.
+struct Server<'lab> {
+    _front: Front<'lab>,
+    _llama: LlamaServer<'lab>,
+}
+
 impl<'lab> Server<'lab> {
     fn start(host: &'lab Host, model: &str, kind: Kind) -> Result<Self> {
-        Ok(match kind {
-            Kind::Ollama => {
-                let server = LlamaServer::start(host, model, 9001)?;
-                let front = Ollama::start(host, "127.0.0.1:11434", &[(model, &server)], &[])?;
-                Self::Ollama(server, front)
-            }
-            Kind::Llama => Self::Llama(LlamaServer::start(host, model, 8080)?),
-            Kind::OpenAi => {
-                let server = LlamaServer::start(host, model, 9001)?;
-                let front = OpenAiOnly::start(host, "127.0.0.1:8080", &server)?;
-                Self::OpenAi(server, front)
-            }
+        let port = match kind {
+            Kind::Llama => 8080,
+            Kind::Ollama | Kind::OpenAi => 9001,
+        };
+        let llama = LlamaServer::start(host, model, port)?;
+        let front = match kind {
+            Kind::Ollama => Front::Ollama {
+                _it: Ollama::start(host, "127.0.0.1:11434", &[(model, &llama)], &[])?,
+            },
+            Kind::Llama => Front::Nothing,
+            Kind::OpenAi => Front::OpenAi {
+                _it: OpenAiOnly::start(host, "127.0.0.1:8080", &llama)?,
+            },
+        };
+        Ok(Self {
+            _front: front,
+            _llama: llama,
         })
-    }
-
-    fn kill(self) {
-        match self {
-            Self::Ollama(mut server, mut front) => {
-                front.kill();
-                server.kill();
-            }
-            Self::Llama(mut server) => server.kill(),
-            Self::OpenAi(mut server, front) => {
-                drop(front);
-                server.kill();
-            }
-        }
     }
 }
 
@@ -94,9 +92,7 @@ impl Machine<'_> {
             thread::sleep(AWAY);
             return self.node.start_again();
         }
-        if let Some(server) = self.server.take() {
-            server.kill();
-        }
+        self.server = None;
         thread::sleep(AWAY);
         self.server = Some(Server::start(self.node.host, self.model, self.kind)?);
         Ok(())
@@ -139,10 +135,10 @@ pub fn run(n_streams: usize) -> Result<Outcome> {
         let clients: Vec<_> = guests
             .iter()
             .zip(GUESTS)
-            .map(|(guest, (_, letter))| {
+            .map(|(guest, (_, model))| {
                 let n_running = &n_running;
                 scope.spawn(move || {
-                    let heard = stream(guest, letter, n_streams.div_ceil(GUESTS.len()));
+                    let heard = stream(guest, model, n_streams.div_ceil(GUESTS.len()));
                     n_running.fetch_sub(1, Ordering::Relaxed);
                     heard
                 })
@@ -183,8 +179,9 @@ fn strike(machines: &mut [Machine<'_>], n_running: &AtomicUsize) -> Result<[usiz
     Ok(n_struck)
 }
 
-fn stream(guest: &Node<'_>, letter: &str, n_streams: usize) -> Result<Value> {
-    let model = if letter == "t" { "tiny" } else { "other" };
+fn stream(guest: &Node<'_>, model: &str, n_streams: usize) -> Result<Value> {
+    // A counting model's words begin with the first letter of its name.
+    let letter = model.get(..1).context("no name")?;
     // No limit of its time: there are thousands, and those of the script end each.
     let mut command = guest.host.command(tool::python()?);
     command

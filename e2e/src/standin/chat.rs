@@ -229,10 +229,11 @@ async fn stream(
                 continue;
             }
             Ok(None) => {
+                // Calls are a line of their own, before the last one.
+                let calls = std::mem::take(&mut said.calls);
                 let mut lines = String::new();
-                if !said.calls.is_empty() {
-                    lines = format!("{}\n", line.calls(&said));
-                    said.calls = Calls::default();
+                if !calls.is_empty() {
+                    lines = format!("{}\n", with_calls(line.token("", false), &calls));
                 }
                 format!("{lines}{}", line.last("", &said))
             }
@@ -263,16 +264,10 @@ impl Line {
         line
     }
 
-    fn calls(&self, said: &Said) -> Value {
-        let mut line = self.token("", false);
-        line["message"]["tool_calls"] = said.calls.of_ollama();
-        line
-    }
-
     fn last(&self, text: &str, said: &Said) -> Value {
         let mut line = self.token(text, true);
         if !said.calls.is_empty() {
-            line["message"]["tool_calls"] = said.calls.of_ollama();
+            line = with_calls(line, &said.calls);
         }
         let total = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let n_prompt = said.usage["prompt_tokens"].as_u64().unwrap_or(0);
@@ -293,6 +288,11 @@ impl Line {
         }
         line
     }
+}
+
+fn with_calls(mut line: Value, calls: &Calls) -> Value {
+    line["message"]["tool_calls"] = calls.of_ollama();
+    line
 }
 
 /// `/api/embed` and the older `/api/embeddings`.

@@ -185,11 +185,7 @@ impl Chat {
     /// The closing events, which share one chunk.
     fn closing(&self, said: &Said) -> String {
         let reason = said.finish_reason.as_deref().unwrap_or("stop");
-        let mut delta = json!({ "role": "assistant", "content": "" });
-        if !said.calls.is_empty() {
-            delta["tool_calls"] = said.calls.of_openai();
-        }
-        let mut text = format!("data: {}\n\n", self.event(&delta, Some(reason)));
+        let mut text = format!("data: {}\n\n", self.event(&message("", said), Some(reason)));
         if self.has_usage {
             let mut usage = self.event(&json!({}), None);
             usage["choices"] = json!([]);
@@ -206,15 +202,20 @@ impl Chat {
 
     fn completion(&self, text: &str, said: &Said) -> Value {
         let reason = said.finish_reason.as_deref().unwrap_or("stop");
-        let mut message = json!({ "role": "assistant", "content": text });
-        if !said.calls.is_empty() {
-            message["tool_calls"] = said.calls.of_openai();
-        }
         json!({ "id": self.id, "object": "chat.completion", "created": created(), "model": self.model,
                 "system_fingerprint": "fp_ollama",
-                "choices": [{ "index": 0, "message": message, "finish_reason": reason }],
+                "choices": [{ "index": 0, "message": message(text, said), "finish_reason": reason }],
                 "usage": self.usage(said) })
     }
+}
+
+/// A message, or the last piece of one, with the calls if there are any.
+fn message(text: &str, said: &Said) -> Value {
+    let mut message = json!({ "role": "assistant", "content": text });
+    if !said.calls.is_empty() {
+        message["tool_calls"] = said.calls.of_openai();
+    }
+    message
 }
 
 /// Routes whose shapes llama-server shares.

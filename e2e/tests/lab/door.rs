@@ -420,7 +420,7 @@ fn pictures_reach_the_host_by_every_api() -> Result<()> {
         let url = format!("data:image/png;base64,{PICTURE}");
         let source = json!({ "type": "base64", "media_type": "image/png", "data": PICTURE });
         let user = |content: Value| json!([{ "role": "user", "content": content }]);
-        for (path, body) in [
+        for (path, mut body) in [
             (
                 "/api/chat",
                 json!({ "messages": [{ "role": "user", "content": "what is it?", "images": [PICTURE] }] }),
@@ -442,7 +442,6 @@ fn pictures_reach_the_host_by_every_api() -> Result<()> {
                 json!({ "input": user(json!([{ "type": "input_image", "detail": "auto", "image_url": url }])) }),
             ),
         ] {
-            let mut body = body;
             body["model"] = json!("tiny");
             body["stream"] = json!(false);
             let before = stage.ollama.requests()?.len();
