@@ -54,8 +54,10 @@ impl fmt::Debug for Random16 {
 text_form!(Random16);
 
 /// One request that a model worked on. Times are Unix milliseconds by the host's clock.
+///
+/// `P` is a [`Party`], or whatever is written as one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsageRecord {
+pub struct UsageRecord<P = Party> {
     /// [`USAGE_VERSION`].
     pub version: u32,
     /// The mesh.
@@ -65,9 +67,9 @@ pub struct UsageRecord {
     /// Salts what is hashed of the request.
     pub nonce: Random16,
     /// Who asked.
-    pub client: Party,
+    pub client: P,
     /// Who answered.
-    pub host: Party,
+    pub host: P,
     /// The exact name of the model on the host.
     pub model: String,
     /// Its digest, where the backend knows one.
@@ -98,7 +100,32 @@ pub struct UsageRecord {
     pub outcome: Outcome,
 }
 
-impl UsageRecord {
+impl<P> UsageRecord<P> {
+    /// The same with its parties in another form.
+    #[must_use]
+    pub fn with_parties<Q>(&self, client: Q, host: Q) -> UsageRecord<Q> {
+        UsageRecord {
+            client,
+            host,
+            version: self.version,
+            network_id: self.network_id,
+            rid: self.rid,
+            nonce: self.nonce,
+            model: self.model.clone(),
+            digest: self.digest,
+            endpoint: self.endpoint,
+            prompt_tokens: self.prompt_tokens,
+            output_tokens: self.output_tokens,
+            delivered_tokens: self.delivered_tokens,
+            n_chunks: self.n_chunks,
+            n_bytes: self.n_bytes,
+            start_ms: self.start_ms,
+            first_byte_ms: self.first_byte_ms,
+            end_ms: self.end_ms,
+            outcome: self.outcome,
+        }
+    }
+
     /// Tokens that are charged: the backend's figures where it told them, else what was delivered.
     #[must_use]
     pub fn tokens(&self) -> u64 {

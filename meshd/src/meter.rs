@@ -174,9 +174,7 @@ impl Writer {
                     if n == 0 {
                         break;
                     }
-                    for record in came.drain(..) {
-                        self.take(record);
-                    }
+                    self.take(came.drain(..));
                     if self.waiting.len() >= N_WRITTEN_AT_ONCE {
                         self.write(false).await;
                     }
@@ -189,25 +187,25 @@ impl Writer {
                 _ = tick.tick(), if !is_idle => self.write(false).await,
             }
         }
-        while let Ok(record) = records.try_recv() {
-            self.take(record);
-        }
+        self.take(std::iter::from_fn(|| records.try_recv().ok()));
         self.write(true).await;
     }
 
-    fn take(&mut self, record: UsageRecord) {
-        if self.waiting.len() >= N_UNWRITTEN_MAX {
-            self.waiting.pop_front();
-            metrics::counter!(USAGE_LOST).increment(1);
-        }
+    fn take(&mut self, came: impl Iterator<Item = UsageRecord>) {
         let mut book = lock(&self.book);
-        book.totals.count(&record);
-        self.waiting.push_back(record);
+        for record in came {
+            if self.waiting.len() >= N_UNWRITTEN_MAX {
+                self.waiting.pop_front();
+                metrics::counter!(USAGE_LOST).increment(1);
+            }
+            book.totals.count(&record);
+            self.waiting.push_back(record);
+            self.is_changed = true;
+        }
         // What came within the last second is on its way, as always.
         if self.is_failing {
             book.n_unwritten = self.waiting.len();
         }
-        self.is_changed = true;
     }
 
     async fn write(&mut self, is_last: bool) {

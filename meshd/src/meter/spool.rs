@@ -6,16 +6,17 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use mesh_proto::usage::UsageRecord;
+use mesh_proto::usage::{Party, UsageRecord};
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 
 /// Bytes of a segment, after which the next one begins.
 const SEGMENT_MAX: u64 = 4 << 20;
 /// Segments that are kept.
 const N_SEGMENTS_MAX: u64 = 16;
-/// Records that are put into words and written in a row: a fraction of a millisecond of work, between which requests come
-/// that the same core serves.
-const N_IN_ROW: usize = 256;
+/// Records that are put into words and written in a row: some microseconds of work, between which requests come that the same
+/// core serves.
+const N_IN_ROW: usize = 32;
 /// About the length of a line.
 const LINE_LEN: usize = 768;
 /// The longest line that is read back; ours are a tenth of it.
@@ -36,6 +37,23 @@ pub(super) struct Spool {
     end: Place,
     segment_max: u64,
     open: Option<File>,
+    client: Words,
+    host: Words,
+}
+
+/// A party as it was written last: most records have those of the one before, and they are most of a line.
+#[derive(Debug, Default)]
+struct Words(Option<(Party, Box<RawValue>)>);
+
+impl Words {
+    fn of(&mut self, party: &Party) -> serde_json::Result<&RawValue> {
+        let kept = self.0.take().filter(|(of, _)| of == party);
+        let kept = match kept {
+            Some(kept) => kept,
+            None => (party.clone(), to_raw_value(party)?),
+        };
+        Ok(&self.0.insert(kept).1)
+    }
 }
 
 impl Spool {
@@ -47,7 +65,7 @@ impl Spool {
                 offset: 0,
             },
             segment_max: SEGMENT_MAX,
-            open: None,
+            ..Self::default()
         }
     }
 
@@ -161,7 +179,8 @@ impl Spool {
         let mut lines = Vec::with_capacity(records.len().min(N_IN_ROW) * LINE_LEN);
         while records.len() > 0 {
             for record in records.by_ref().take(N_IN_ROW) {
-                serde_json::to_writer(&mut lines, record)?;
+                let parties = (self.client.of(&record.client)?, self.host.of(&record.host)?);
+                serde_json::to_writer(&mut lines, &record.with_parties(parties.0, parties.1))?;
                 lines.push(b'\n');
             }
             file.write_all(&lines)?;

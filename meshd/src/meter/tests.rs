@@ -266,9 +266,7 @@ async fn a_disk_that_takes_nothing_loses_nothing_and_holds_nobody_up() {
         is_changed: false,
         is_failing: false,
     };
-    for _ in 0..N_UNWRITTEN_MAX + 5 {
-        writer.take(record(2, "tiny", now_ms()));
-    }
+    writer.take((0..N_UNWRITTEN_MAX + 5).map(|_| record(2, "tiny", now_ms())));
     writer.write(true).await;
     assert_eq!(
         writer.waiting.len(),
