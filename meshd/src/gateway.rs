@@ -5,6 +5,7 @@
 mod admit;
 mod alias;
 mod bodies;
+mod caller;
 mod clean;
 mod count;
 mod dialect;
@@ -25,6 +26,7 @@ mod stream;
 mod tracked;
 mod translate;
 mod upstream;
+mod wire;
 mod workers;
 
 use std::io;

@@ -12,10 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use mesh_proto::id::{NodeId, NodeName};
 use mesh_proto::name::{fold, normalise};
 use mesh_proto::share::{Audience, BackendApi};
@@ -31,6 +29,7 @@ pub(crate) use tally::Tally;
 
 use super::admit::{Infer, Route, admit, is_cloud_name};
 use super::alias::Alias;
+use super::caller::Request;
 use super::clean::{self, Cleaned};
 use super::count::{Counts, Record, Subject};
 use super::dialect::{Dialect, Refusal, json_reply};
@@ -68,7 +67,7 @@ const SHOWN: [&str; 8] = [
 pub(crate) async fn answer(
     core: &Core,
     from: IpAddr,
-    request: Request<Incoming>,
+    request: Request,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let view = core
         .view()
@@ -77,8 +76,8 @@ pub(crate) async fn answer(
     let guest = identify(&view, &share, from)?;
     let asker = Asker::of(&view, guest).ok_or_else(no_guest)?;
     terms::check_open(share.closed.as_ref(), asker.account, SystemTime::now())?;
-    server::check_browser(request.headers(), &view.netmap.network.suffix)?;
-    let route = admit(request.method(), request.uri().path())?;
+    server::check_browser(&request.head.fields, &view.netmap.network.suffix)?;
+    let route = admit(&request.head.method, &request.head.path)?;
     let catalog = core.catalog(&view);
     let alias = host_alias(&request, &view);
     let models = || -> Vec<Listed<'_>> {
@@ -152,8 +151,8 @@ pub(crate) fn sign(reply: &mut Response<ReplyBody>, host: &NodeName, n_attempts:
 }
 
 /// The model that the host name of a request stands for.
-pub(crate) fn host_alias(request: &Request<Incoming>, view: &View) -> Option<Alias> {
-    let host = request.headers().get(HOST)?.to_str().ok()?;
+pub(crate) fn host_alias(request: &Request, view: &View) -> Option<Alias> {
+    let host = request.head.fields.host.as_ref()?;
     Alias::parse(host, &view.netmap.network.suffix)
 }
 

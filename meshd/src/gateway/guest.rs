@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{HeaderName, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::admit::{Infer, Route, admit};
 use super::alias::Alias;
+use super::caller::Request;
 use super::clean;
 use super::dialect::{Dialect, Refusal, json_reply};
 use super::json::Object;
@@ -21,6 +21,7 @@ use super::relay::{Filter, Relay};
 use super::server::Asked;
 use super::tracked::Tracked;
 use super::upstream::{Patience, Target, UpstreamError};
+use super::wire::Fields;
 use super::{Core, QUEUE_HEADER, ReplyBody, door, handles, probe, server, upstream};
 use crate::catalog::{Catalog, Entry, HostOffer, Lookup};
 use crate::choice::{Ask, Prefer, Prefix, Work};
@@ -28,8 +29,6 @@ use crate::view::{Caller, View};
 
 /// How many hosts are tried for one request.
 const N_ATTEMPTS_MAX: usize = 4;
-/// What a client says of the host that it would like.
-const PREFER_HEADER: &str = "x-proxima-prefer";
 /// The exact name, on its host, of the model that answered.
 const MODEL_HEADER: &str = "x-proxima-model";
 
@@ -76,7 +75,7 @@ impl Call {
 pub(crate) async fn answer(
     core: &Core,
     from: IpAddr,
-    request: Request<Incoming>,
+    request: Request,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let view = core.view().ok_or_else(|| {
         Refusal::busy("this node has no map of its mesh yet; see `meshctl status`")
@@ -86,11 +85,11 @@ pub(crate) async fn answer(
             "this gateway serves its own machine alone",
         ));
     }
-    server::check_browser(request.headers(), &view.netmap.network.suffix)?;
+    server::check_browser(&request.head.fields, &view.netmap.network.suffix)?;
     let catalog = core.catalog(&view);
-    let route = match admit(request.method(), request.uri().path()) {
+    let route = match admit(&request.head.method, &request.head.path) {
         Ok(route) => route,
-        Err(refusal) => return Err(helpful(refusal, request.uri().path(), &catalog)),
+        Err(refusal) => return Err(helpful(refusal, &request.head.path, &catalog)),
     };
     let models = || -> Vec<Listed<'_>> {
         let listed = catalog.entries().filter_map(|entry| {
@@ -119,7 +118,7 @@ pub(crate) async fn answer(
         Route::Infer(route) => Call::Infer(route),
     };
     let alias = door::host_alias(&request, &view);
-    let prefer = prefer(request.headers())?;
+    let prefer = prefer(&request.head.fields)?;
     let asked = server::read(&core.own_bodies, None, request).await?;
     let entry = match (clean::model_of(&asked.body)?, &alias) {
         (Some(name), _) => {
@@ -164,13 +163,10 @@ pub(crate) async fn answer(
 }
 
 /// What the client prefers.
-fn prefer(headers: &HeaderMap) -> Result<Option<Prefer>, Refusal> {
-    let Some(value) = headers.get(PREFER_HEADER) else {
-        return Ok(None);
-    };
-    let parsed = value.to_str().unwrap_or_default().parse();
-    parsed
-        .map(Some)
+fn prefer(fields: &Fields) -> Result<Option<Prefer>, Refusal> {
+    let prefer = fields.prefer.as_ref().map(|text| text.parse());
+    prefer
+        .transpose()
         .map_err(|err: crate::choice::PreferError| Refusal::bad_request(err.to_string()))
 }
 

@@ -75,6 +75,13 @@ impl Connection {
         }
         tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), task, &mut self.read)
     }
+
+    /// What was read has been used: its room serves what comes next, unless it is large.
+    pub(super) fn slim(&mut self) {
+        if self.is_large && self.read.is_empty() {
+            (self.read, self.is_large) = (BytesMut::new(), false);
+        }
+    }
 }
 
 type Idle = BTreeMap<String, Vec<(Instant, Connection)>>;
@@ -106,10 +113,7 @@ impl Pool {
             // More came than was asked for.
             return;
         }
-        // Its room serves the next reply, unless it is large.
-        if connection.is_large {
-            (connection.read, connection.is_large) = (BytesMut::new(), false);
-        }
+        connection.slim();
         let n_max = if is_costly {
             N_IDLE_COSTLY_MAX
         } else {

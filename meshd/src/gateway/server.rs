@@ -1,20 +1,13 @@
 //! Listeners and connections: how many, how slow, how large; and the checks that any request must pass.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, ORIGIN};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Response, StatusCode};
 use memchr::memmem;
 use mesh_proto::id::NodeId;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -24,18 +17,18 @@ use tokio::time::Instant;
 
 use super::admit::{Infer, Route};
 use super::bodies::{Bodies, NoRoom, Room};
+use super::caller::{self, Request};
 use super::dialect::{Dialect, Refusal, full, json_reply};
 use super::json::Object;
 use super::stream::{Listener, Stream};
+use super::wire::Fields;
 use super::workers::{Arrival, Workers};
-use super::{API_VERSION, Core, DOOR_HEADER, ReplyBody, clean, door, guest, json};
+use super::{API_VERSION, Core, ReplyBody, clean, door, guest, json};
 
 /// Connections at one listener.
 const N_CONNECTIONS_MAX: usize = 4_096;
 /// Connections of one peer at the door.
 const N_CONNECTIONS_PER_PEER_MAX: usize = 128;
-/// How long the head of a request may take, an idle connection included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a body may take, beside the time for its length.
 const BODY_GRACE: Duration = Duration::from_secs(10);
 /// Bytes a second that a body must come with.
@@ -137,43 +130,23 @@ pub(crate) async fn connection(stream: Stream, from: IpAddr, side: Side, core: A
         tracing::debug!(%err, "connection gone");
         return;
     }
-    let service = service_fn(move |request| {
-        let core = Arc::clone(&core);
-        async move { Ok::<_, Infallible>(answer(core, from, side, request).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(64)
-        .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(err) = served {
+    let answering = |request| answer(&core, from, side, request);
+    if let Err(err) = caller::serve(stream, answering).await {
         tracing::debug!(%err, "connection ended");
     }
 }
 
-async fn answer(
-    core: Arc<Core>,
-    from: IpAddr,
-    side: Side,
-    request: Request<Incoming>,
-) -> Response<ReplyBody> {
-    let dialect = Dialect::of_path(request.uri().path());
+async fn answer(core: &Core, from: IpAddr, side: Side, request: Request) -> Response<ReplyBody> {
+    let dialect = Dialect::of_path(&request.head.path);
     let answered = match side {
-        Side::Door => door::answer(&core, from, request).await,
-        Side::Guest => guest::answer(&core, from, request).await,
+        Side::Door => door::answer(core, from, request).await,
+        Side::Guest => guest::answer(core, from, request).await,
     };
-    let mut reply = answered.unwrap_or_else(|refusal| {
+    answered.unwrap_or_else(|refusal| {
         let status = refusal.status.as_u16().to_string();
         metrics::counter!(crate::metrics::DOOR_REFUSED, "status" => status).increment(1);
         refusal.reply(dialect)
-    });
-    let door = HeaderName::from_static(DOOR_HEADER);
-    reply
-        .headers_mut()
-        .insert(door, HeaderValue::from_static("1"));
-    reply
+    })
 }
 
 /// What is answered the same way on both sides.
@@ -205,27 +178,20 @@ pub(crate) fn fixed(route: &Route) -> Option<Response<ReplyBody>> {
 }
 
 /// Refuses what a web page of somebody else makes a browser send: a foreign `Origin`, or a name that was pointed here.
-pub(crate) fn check_browser(headers: &HeaderMap, suffix: &str) -> Result<(), Refusal> {
-    if let Some(origin) = headers.get(ORIGIN) {
-        let is_ours = origin
-            .to_str()
-            .is_ok_and(|origin| is_own_origin(origin, suffix));
-        if !is_ours {
-            return Err(Refusal::forbidden(
-                "requests of web pages of other sites are refused",
-            ));
-        }
+pub(crate) fn check_browser(fields: &Fields, suffix: &str) -> Result<(), Refusal> {
+    let origin = fields.origin.as_ref();
+    if origin.is_some_and(|origin| !is_own_origin(origin, suffix)) {
+        return Err(Refusal::forbidden(
+            "requests of web pages of other sites are refused",
+        ));
     }
-    let Some(host) = headers.get(HOST) else {
-        return Ok(());
-    };
-    if host.to_str().is_ok_and(|host| is_own_host(host, suffix)) {
-        Ok(())
-    } else {
-        Err(Refusal::forbidden(format!(
+    let host = fields.host.as_ref();
+    if host.is_some_and(|host| !is_own_host(host, suffix)) {
+        return Err(Refusal::forbidden(format!(
             "this is no name of the mesh; use one that ends in .{suffix}, or an address"
-        )))
+        )));
     }
+    Ok(())
 }
 
 fn is_own_origin(origin: &str, suffix: &str) -> bool {
@@ -281,11 +247,11 @@ pub(crate) struct Asked {
 pub(crate) async fn read(
     bodies: &Arc<Bodies>,
     who: Option<NodeId>,
-    request: Request<Incoming>,
+    request: Request,
 ) -> Result<Asked, Refusal> {
-    if let Some(encoding) = request.headers().get(CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
-    {
+    let Request { head, body } = request;
+    let encoding = head.fields.content_encoding;
+    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
         return Err(Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "send the body without Content-Encoding",
@@ -301,21 +267,26 @@ pub(crate) async fn read(
             ),
         )
     };
-    let told = request.headers().get(CONTENT_LENGTH);
-    let told: Option<usize> = told.and_then(|value| value.to_str().ok()?.parse().ok());
-    if told.is_some_and(|n| n > BODY_WITH_IMAGES_MAX) {
+    let told = head.fields.content_length;
+    if told.is_some_and(|n| n > BODY_WITH_IMAGES_MAX as u64) {
         return Err(too_large());
     }
-    let started = Instant::now();
-    let mut incoming = request.into_body();
-    let mut bytes = BytesMut::new();
+    let mut started = None;
+    let mut bytes = Bytes::new();
     // Room is taken for what came, never for what was promised: a caller that sends nothing keeps nobody out.
     let mut memory = bodies.enter(who).map_err(no_room)?;
     loop {
-        let deadline = started + time_for(bytes.len());
-        let frame = match tokio::time::timeout_at(deadline, incoming.frame()).await {
+        let next = match body.there() {
+            Some(there) => Ok(there),
+            None => {
+                let started = *started.get_or_insert_with(Instant::now);
+                let deadline = started + time_for(bytes.len());
+                tokio::time::timeout_at(deadline, body.next()).await
+            }
+        };
+        let data = match next {
             Ok(None) => break,
-            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Ok(data))) => data,
             Ok(Some(Err(_))) => return Err(Refusal::bad_request("the request body broke off")),
             Err(_) => {
                 return Err(Refusal::new(
@@ -324,14 +295,11 @@ pub(crate) async fn read(
                 ));
             }
         };
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
         if bytes.len() + data.len() > BODY_WITH_IMAGES_MAX {
             return Err(too_large());
         }
         let was_short = bytes.len() <= BODY_MAX;
-        bytes.extend_from_slice(&data);
+        bytes = joined(bytes, data);
         // Pictures make a body long, and their key comes before them.
         if was_short && bytes.len() > BODY_MAX && memmem::find(&bytes, b"image").is_none() {
             return Err(too_large());
@@ -355,6 +323,19 @@ pub(crate) async fn read(
         n_bytes,
         _memory: memory,
     })
+}
+
+/// One piece behind the other. Most bodies are of one piece, which is read where it is.
+fn joined(before: Bytes, data: Bytes) -> Bytes {
+    if before.is_empty() {
+        return data;
+    }
+    let mut whole = match before.try_into_mut() {
+        Ok(whole) => whole,
+        Err(before) => BytesMut::from(&*before),
+    };
+    whole.extend_from_slice(&data);
+    whole.freeze()
 }
 
 fn no_room(why: NoRoom) -> Refusal {

@@ -1,7 +1,5 @@
 //! A request to a model server or to another host, on a connection that has it alone and is cut at once when the caller goes.
 
-mod wire;
-
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -19,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::pool::{Connection, Pool};
 use super::stream::{Outward, Stream};
-use wire::{Framing, Head, Step, WireError};
+use super::wire::{Framing, Reply, Step, WireError};
 
 /// How long a connection may take to come up.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -109,7 +107,7 @@ impl fmt::Debug for UpstreamBody {
 }
 
 impl UpstreamBody {
-    fn new(head: &Head, connection: Connection, home: Home, patience: Duration) -> Self {
+    fn new(head: &Reply, connection: Connection, home: Home, patience: Duration) -> Self {
         Self {
             framing: head.framing,
             first: None,
@@ -348,7 +346,7 @@ impl Outgoing {
 }
 
 /// Sends a request and reads the head of the reply, which may come before all is sent.
-async fn exchange(connection: &mut Connection, out: &mut Outgoing) -> io::Result<Head> {
+async fn exchange(connection: &mut Connection, out: &mut Outgoing) -> io::Result<Reply> {
     let mut unsent: Option<io::Error> = None;
     std::future::poll_fn(|task| {
         if unsent.is_none()
@@ -361,7 +359,7 @@ async fn exchange(connection: &mut Connection, out: &mut Outgoing) -> io::Result
             unsent = Some(err);
         }
         loop {
-            if let Some(head) = wire::take_head(&mut connection.read).map_err(invalid)? {
+            if let Some(head) = Reply::take(&mut connection.read).map_err(invalid)? {
                 return Poll::Ready(Ok(head));
             }
             if ready!(connection.poll_fill(task, None))? == 0 {

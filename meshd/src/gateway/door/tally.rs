@@ -91,8 +91,8 @@ impl Tally {
             .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {
-            if self.state == State::InString && self.is_text && self.whole_from.is_none() {
-                // Most of a reply is text, of which nothing but its end is of interest; all other strings are short.
+            if self.state == State::InString && self.whole_from.is_none() {
+                // Most of a reply are strings, of which nothing but the end is of interest.
                 let len = memchr3(b'"', b'\\', b'\n', rest).unwrap_or(rest.len());
                 if let Some((text, special)) = rest.split_at_checked(len).filter(|_| len > 0) {
                     self.text(text);

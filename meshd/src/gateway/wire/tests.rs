@@ -10,7 +10,7 @@ fn read(text: &str, cut: usize) -> Result<(u16, Vec<u8>, bool, usize), WireError
     let mut body = Vec::new();
     loop {
         if head.is_none() {
-            head = take_head(&mut buffer)?;
+            head = Reply::take(&mut buffer)?;
         }
         if let Some(head) = &mut head {
             loop {
@@ -112,7 +112,10 @@ fn a_reply_that_can_be_read_in_two_ways_is_refused() {
 fn a_head_or_a_line_without_end_is_given_up() {
     let mut endless = BytesMut::from("HTTP/1.1 200 OK\r\nA: ");
     endless.extend_from_slice("b".repeat(HEAD_MAX).as_bytes());
-    assert_eq!(take_head(&mut endless).unwrap_err(), WireError::HeadTooLong);
+    assert_eq!(
+        Reply::take(&mut endless).unwrap_err(),
+        WireError::HeadTooLong
+    );
     let mut endless = BytesMut::from("5;");
     endless.extend_from_slice("b".repeat(SIZE_LINE_MAX).as_bytes());
     assert_eq!(

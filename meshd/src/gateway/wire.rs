@@ -1,36 +1,27 @@
-//! HTTP/1.1 (RFC 9112) as the asking side reads it: heads of replies, and where their bodies end.
+//! HTTP/1.1 (RFC 9112): heads of requests and replies, and where their bodies end.
 //!
 //! Pure: bytes in, values out.
 
+mod reply;
+mod request;
+mod write;
+
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, TRANSFER_ENCODING};
-use http::{HeaderValue, StatusCode};
 
-use crate::gateway::{DOOR_HEADER, LOAD_HEADER, QUEUE_HEADER};
+pub(super) use reply::Reply;
+pub(super) use request::{Fields, Head, take_request};
+pub(super) use write::{Extent, Outbox, ReplyTo};
 
-/// The longest head of a reply, and the longest trailers.
+/// The longest head, and the longest trailers.
 const HEAD_MAX: usize = 64 << 10;
-/// Headers of a reply.
+/// Headers of a message.
 const N_HEADERS_MAX: usize = 64;
 /// The longest line with the size of a chunk, extensions included.
 const SIZE_LINE_MAX: usize = 1_024;
 
-/// The headers that are read here or by those who ask; the others of a reply are passed over.
-const READ: [&str; 9] = [
-    "connection",
-    "content-length",
-    "content-type",
-    "retry-after",
-    "server",
-    "transfer-encoding",
-    DOOR_HEADER,
-    LOAD_HEADER,
-    QUEUE_HEADER,
-];
-
-/// What is wrong with a reply.
+/// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum WireError {
+pub(super) enum WireError {
     #[error("its head is no HTTP/1.1")]
     Head,
     #[error("its head is too long")]
@@ -39,16 +30,8 @@ pub(crate) enum WireError {
     Framing,
     #[error("its chunks are malformed")]
     Chunk,
-}
-
-/// The head of a reply.
-#[derive(Debug)]
-pub(super) struct Head {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) framing: Framing,
-    /// Whether the connection may have another request after this one.
-    pub(super) is_kept: bool,
+    #[error("a header is given twice that may be given once")]
+    Twice,
 }
 
 /// Where a body ends (RFC 9112, section 6.3).
@@ -86,96 +69,62 @@ pub(super) enum Step {
     End,
 }
 
-/// Takes the head of a reply from the front of what was read; `None` while it is not all there.
-///
-/// # Errors
-/// [`WireError`] when it never will be one.
-pub(super) fn take_head(read: &mut BytesMut) -> Result<Option<Head>, WireError> {
-    loop {
-        let mut room = [httparse::EMPTY_HEADER; N_HEADERS_MAX];
-        let mut parsed = httparse::Response::new(&mut room);
-        let n_bytes = match parsed.parse(read) {
-            Ok(httparse::Status::Complete(n)) => n,
-            Ok(httparse::Status::Partial) if read.len() > HEAD_MAX => {
-                return Err(WireError::HeadTooLong);
-            }
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(_) => return Err(WireError::Head),
-        };
-        let code = parsed.code.ok_or(WireError::Head)?;
-        let status = StatusCode::from_u16(code).map_err(|_| WireError::Head)?;
-        let is_newest = parsed.version == Some(1);
-        let mut headers = HeaderMap::new();
-        for header in parsed.headers.iter() {
-            if !READ
-                .iter()
-                .any(|name| name.eq_ignore_ascii_case(header.name))
-            {
-                continue;
-            }
-            let name = HeaderName::from_bytes(header.name.as_bytes());
-            let value = HeaderValue::from_bytes(header.value);
-            let (Ok(name), Ok(value)) = (name, value) else {
-                return Err(WireError::Head);
-            };
-            headers.append(name, value);
-        }
-        read.advance(n_bytes);
-        // Nothing was asked that another protocol would answer.
-        if status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(WireError::Head);
-        }
-        if status.is_informational() {
-            continue;
-        }
-        let framing = framing(status, &headers)?;
-        let is_kept = is_newest && !says_close(&headers) && framing != Framing::Close;
-        return Ok(Some(Head {
-            status,
-            headers,
-            framing,
-            is_kept,
-        }));
-    }
+/// What the headers of a message tell of its end, and of its connection's.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    length: Option<u64>,
+    is_chunked: bool,
+    closes: bool,
+    keeps: bool,
 }
 
-fn says_close(headers: &HeaderMap) -> bool {
-    headers.get_all(CONNECTION).iter().any(|value| {
-        let mut words = value.as_bytes().split(|b| *b == b',');
-        words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
-}
-
-/// Two lengths that differ, or a length beside chunks, are how one reply is passed off as two: neither is believed.
-fn framing(status: StatusCode, headers: &HeaderMap) -> Result<Framing, WireError> {
-    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-        return Ok(Framing::Length(0));
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    match (codings.next(), lengths.next()) {
-        (Some(coding), None) => {
-            let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-            if is_chunked && codings.next().is_none() {
-                Ok(Framing::Chunked(Chunk::Size))
-            } else {
-                Err(WireError::Framing)
-            }
-        }
-        (None, Some(length)) => {
-            if lengths.any(|other| other != length) {
+impl Told {
+    /// Takes a header, if it is one of those.
+    ///
+    /// # Errors
+    /// Two lengths that differ, one that is no plain number, or another coding than chunks: each is read in more than one way.
+    fn take(&mut self, name: &str, value: &[u8]) -> Result<bool, WireError> {
+        if name.eq_ignore_ascii_case("content-length") {
+            let length = length(value).ok_or(WireError::Framing)?;
+            if self.length.replace(length).is_some_and(|it| it != length) {
                 return Err(WireError::Framing);
             }
-            let digits = length
-                .to_str()
-                .ok()
-                .filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
-            let length = digits.and_then(|text| text.parse().ok());
-            length.map(Framing::Length).ok_or(WireError::Framing)
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(WireError::Framing);
+            }
+            self.is_chunked = true;
+        } else if name.eq_ignore_ascii_case("connection") {
+            for word in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                self.closes |= word.eq_ignore_ascii_case(b"close");
+                self.keeps |= word.eq_ignore_ascii_case(b"keep-alive");
+            }
+        } else {
+            return Ok(false);
         }
-        (None, None) => Ok(Framing::Close),
-        (Some(_), Some(_)) => Err(WireError::Framing),
+        Ok(true)
     }
+
+    /// Where the body ends; `silent` is what holds when nothing is told.
+    ///
+    /// # Errors
+    /// A length beside chunks, which is how one message is passed off as two: neither is believed.
+    fn framing(&self, silent: Framing) -> Result<Framing, WireError> {
+        match (self.length, self.is_chunked) {
+            (None, false) => Ok(silent),
+            (None, true) => Ok(Framing::Chunked(Chunk::Size)),
+            (Some(length), false) => Ok(Framing::Length(length)),
+            (Some(_), true) => Err(WireError::Framing),
+        }
+    }
+}
+
+/// A length in digits alone: a sign, a list or another base is read in more than one way.
+fn length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 impl Framing {
@@ -190,6 +139,11 @@ impl Framing {
             Self::Close => Ok(Step::Data(read.split().freeze())),
             Self::Chunked(chunk) => chunk.step(read),
         }
+    }
+
+    /// Whether nothing more is to come.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Length(0) | Self::Chunked(Chunk::Done))
     }
 
     /// How much is yet to come, where that is known.
