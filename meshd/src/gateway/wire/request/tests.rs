@@ -5,8 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::gateway::wire::{SIZE_LINE_MAX, Step};
 
-/// What is read of a request that comes in two pieces: its head, its body, and what is behind it.
-fn read(text: &[u8], cut: usize) -> Result<Option<(Head, Vec<u8>, Vec<u8>)>, WireError> {
+/// A request's head, its body, and what is behind it.
+type Whole = (Head, Vec<u8>, Vec<u8>);
+
+/// What is read of a request that comes in two pieces.
+fn read(text: &[u8], cut: usize) -> Result<Option<Whole>, WireError> {
     let (first, second) = text.split_at(cut);
     let mut buffer = BytesMut::from(first);
     let mut head = take_request(&mut buffer)?;
@@ -200,7 +203,7 @@ proptest! {
         let text = format!("POST / HTTP/1.1\r\n{}\r\n\r\n{body}", lines.join("\r\n"));
         let whole = read(text.as_bytes(), 0);
         let cut = read(text.as_bytes(), cut.min(text.len()));
-        let seen = |read: Result<Option<(Head, Vec<u8>, Vec<u8>)>, WireError>| {
+        let seen = |read: Result<Option<Whole>, WireError>| {
             read.map(|read| read.map(|(head, body, rest)| (head.path, head.framing, body, rest)))
         };
         prop_assert_eq!(seen(whole), seen(cut));
