@@ -53,8 +53,10 @@ macro_rules! public_key {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut text = [0; 43];
+                BASE64URL_NOPAD.encode_mut(&self.0, &mut text);
                 f.write_str($prefix)?;
-                BASE64URL_NOPAD.encode_display(&self.0).fmt(f)
+                f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
             }
         }
 

@@ -41,7 +41,9 @@ impl std::str::FromStr for Random16 {
 
 impl fmt::Display for Random16 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        data_encoding::HEXLOWER.encode_display(&self.0).fmt(f)
+        let mut text = [0; 32];
+        data_encoding::HEXLOWER.encode_mut(&self.0, &mut text);
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 
