@@ -4,7 +4,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use hyper::body::Body as _;
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::ReplyBody;
 use super::dialect::{Dialect, Refusal};
@@ -79,9 +79,8 @@ where
         awaits_continue: false,
         out: Outbox::default(),
     }));
-    let mut alarm = pin!(tokio::time::sleep(HEAD_TIMEOUT));
     loop {
-        let head = match next_head(&caller, alarm.as_mut()).await? {
+        let head = match next_head(&caller).await? {
             Some(Ok(head)) => head,
             Some(Err(err)) => {
                 let reply = unreadable(err).reply(Dialect::Ollama);
@@ -106,10 +105,7 @@ where
 }
 
 /// The head of the next request, or what is wrong with it; `None` when no more will come.
-async fn next_head(
-    caller: &Mutex<Caller>,
-    mut alarm: Pin<&mut Sleep>,
-) -> io::Result<Option<Result<Head, WireError>>> {
+async fn next_head(caller: &Mutex<Caller>) -> io::Result<Option<Result<Head, WireError>>> {
     let mut deadline = None;
     std::future::poll_fn(|task| {
         let mut caller = lock(caller);
@@ -131,14 +127,11 @@ async fn next_head(
             }
         }
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + HEAD_TIMEOUT);
-        // It is not set anew for each request: one that ends too soon is set on then.
-        while alarm.as_mut().poll(task).is_ready() {
-            if alarm.deadline() >= deadline {
-                return Poll::Ready(Ok(None));
-            }
-            alarm.as_mut().reset(deadline);
-        }
-        Poll::Pending
+        caller
+            .connection
+            .alarm
+            .poll(task, deadline)
+            .map(|()| Ok(None))
     })
     .await
 }

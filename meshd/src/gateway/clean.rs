@@ -191,7 +191,7 @@ pub(crate) fn model_of(body: &Object) -> Result<Option<&str>, Refusal> {
 /// A refusal that says what the host does not do.
 pub(crate) fn clean(
     route: Infer,
-    mut body: Object,
+    body: Object,
     model: &str,
     context_length: u64,
 ) -> Result<Cleaned, Refusal> {
@@ -203,12 +203,8 @@ pub(crate) fn clean(
     let wants_usage = wants_usage(body.get("stream_options"));
     refuse_unsupported(&body)?;
 
-    let mut kept = Object::new();
-    for key in allowed {
-        if let Some(value) = body.remove(*key).filter(|value| !value.is_null()) {
-            kept.insert((*key).to_owned(), value);
-        }
-    }
+    let mut kept = body;
+    kept.retain(|key, value| allowed.contains(&key.as_str()) && !value.is_null());
     clean_options(route, &mut kept, context_length)?;
     clean_limits(&mut kept)?;
     clean_tools(&mut kept)?;

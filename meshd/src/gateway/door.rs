@@ -51,6 +51,12 @@ const WHOLE_MAX: usize = 64 << 20;
 /// The largest error of a backend that is passed on.
 const ERROR_MAX: usize = 64 << 10;
 
+const HOST: HeaderName = HeaderName::from_static("x-proxima-host");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-proxima-attempts");
+const LOAD: HeaderName = HeaderName::from_static(LOAD_HEADER);
+pub(crate) const QUEUE: HeaderName = HeaderName::from_static(QUEUE_HEADER);
+const POSITION: HeaderName = HeaderName::from_static("x-proxima-queue-position");
+
 /// What `/api/show` tells a guest; the rest holds paths and the owner's own prompts.
 const SHOWN: [&str; 8] = [
     "license",
@@ -75,7 +81,7 @@ pub(crate) async fn answer(
     let share = core.share();
     let guest = identify(&view, &share, from)?;
     let asker = Asker::of(&view, guest).ok_or_else(no_guest)?;
-    terms::check_open(share.closed.as_ref(), asker.account, SystemTime::now())?;
+    terms::check_open(share.closed.as_ref(), asker.account, SystemTime::now)?;
     server::check_browser(&request.head.fields, &view.netmap.network.suffix)?;
     let route = admit(&request.head.method, &request.head.path)?;
     let catalog = core.catalog(&view);
@@ -130,8 +136,7 @@ pub(crate) async fn answer(
     };
     sign(&mut reply, &view.netmap.node.name, None);
     if let Ok(load) = HeaderValue::from_str(&core.load().to_string()) {
-        let headers = reply.headers_mut();
-        headers.insert(HeaderName::from_static(LOAD_HEADER), load);
+        reply.headers_mut().insert(LOAD, load);
     }
     Ok(reply)
 }
@@ -140,13 +145,10 @@ pub(crate) async fn answer(
 pub(crate) fn sign(reply: &mut Response<ReplyBody>, host: &NodeName, n_attempts: Option<usize>) {
     let headers = reply.headers_mut();
     if let Ok(host) = HeaderValue::from_str(host.as_str()) {
-        headers.insert(HeaderName::from_static("x-proxima-host"), host);
+        headers.insert(HOST, host);
     }
     if let Some(n) = n_attempts {
-        headers.insert(
-            HeaderName::from_static("x-proxima-attempts"),
-            HeaderValue::from(n),
-        );
+        headers.insert(ATTEMPTS, number(n as u64));
     }
 }
 
@@ -372,16 +374,8 @@ pub(crate) async fn infer(
         .acquire(asker.account, gates, QUEUE_DEADLINE)
         .await
         .map_err(|err| terms::no_slot(&err))?;
-    let now = core.share();
-    terms::check_open(now.closed.as_ref(), asker.account, SystemTime::now())?;
-    let is_still = |s: &Shared| s.offer.model == *model && s.authority == shared.authority;
-    if core.is_leaving() {
-        return Err(leaving());
-    }
-    if !(now.config.is_on && now.shared.iter().any(is_still)) {
-        return Err(Refusal::busy(
-            "this host stopped to share the model while the request waited",
-        ));
+    if slot.position > 0 {
+        still_shares(core, asker.account, shared)?;
     }
     let waited = (slot.waited, slot.position);
     handles::wait(slot.waited.as_secs_f64());
@@ -400,7 +394,7 @@ pub(crate) async fn infer(
     let frame = Frame {
         model: model.clone(),
         route,
-        started: Instant::now(),
+        started: slot.begun,
     };
     let is_translated = !translate::is_spoken(&shared.offer, route);
     let (sent_route, sent) = if is_translated {
@@ -416,7 +410,7 @@ pub(crate) async fn infer(
         (route, std::mem::take(&mut cleaned.body))
     };
     let target = Target::Backend(shared.authority.clone());
-    let bytes = Bytes::from(Value::Object(sent).to_string());
+    let bytes = Bytes::from(serde_json::to_vec(&sent).unwrap_or_default());
     let patience = Patience::of(cleaned.is_stream);
     let (head, upstream) = upstream::post(&core.pool, &target, sent_route.path(), bytes, patience)
         .await
@@ -455,6 +449,22 @@ pub(crate) async fn infer(
     Ok(reply)
 }
 
+/// Whether the host would still take a request that waited for its turn.
+fn still_shares(core: &Core, account: Account, shared: &Shared) -> Result<(), Refusal> {
+    let now = core.share();
+    terms::check_open(now.closed.as_ref(), account, SystemTime::now)?;
+    if core.is_leaving() {
+        return Err(leaving());
+    }
+    let is_it = |s: &Shared| s.offer.model == shared.offer.model && s.authority == shared.authority;
+    if now.config.is_on && now.shared.iter().any(is_it) {
+        return Ok(());
+    }
+    Err(Refusal::busy(
+        "this host stopped to share the model while the request waited",
+    ))
+}
+
 fn leaving() -> Refusal {
     Refusal::busy("this host leaves the mesh at the moment; ask another one")
 }
@@ -463,11 +473,17 @@ fn leaving() -> Refusal {
 fn tell_wait(reply: &mut Response<ReplyBody>, (waited, position): (Duration, usize)) {
     let headers = reply.headers_mut();
     let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(HeaderName::from_static(QUEUE_HEADER), HeaderValue::from(ms));
-    headers.insert(
-        HeaderName::from_static("x-proxima-queue-position"),
-        HeaderValue::from(position),
-    );
+    headers.insert(QUEUE, number(ms));
+    headers.insert(POSITION, number(position as u64));
+}
+
+/// A number as a header has it; most are these two, which need no memory.
+fn number(n: u64) -> HeaderValue {
+    match n {
+        0 => HeaderValue::from_static("0"),
+        1 => HeaderValue::from_static("1"),
+        n => HeaderValue::from(n),
+    }
 }
 
 fn filter_of(frame: &Frame, is_translated: bool, cleaned: &Cleaned) -> Filter {

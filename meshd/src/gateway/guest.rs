@@ -30,7 +30,7 @@ use crate::view::{Caller, View};
 /// How many hosts are tried for one request.
 const N_ATTEMPTS_MAX: usize = 4;
 /// The exact name, on its host, of the model that answered.
-const MODEL_HEADER: &str = "x-proxima-model";
+const MODEL: HeaderName = HeaderName::from_static("x-proxima-model");
 
 /// A call that a host answers.
 #[derive(Debug, Clone, Copy)]
@@ -293,7 +293,7 @@ async fn send(
             door::sign(reply, &host.name, Some(at + 1));
             if let Ok(model) = HeaderValue::from_str(model) {
                 let headers = reply.headers_mut();
-                headers.insert(HeaderName::from_static(MODEL_HEADER), model);
+                headers.insert(MODEL, model);
             }
         }
         let is_final = match &tried {
@@ -406,7 +406,7 @@ async fn remote(
     work.answered(waited(&head.headers), probe::load_of(&head.headers), now);
     let (status, mut headers) = upstream::passed_head(head.status, &head.headers);
     if let Some(waited) = head.headers.get(QUEUE_HEADER) {
-        headers.insert(HeaderName::from_static(QUEUE_HEADER), waited.clone());
+        headers.insert(door::QUEUE, waited.clone());
     }
     let body = if status == StatusCode::OK {
         let relay = Relay::new(body, filter, call.dialect());

@@ -49,7 +49,7 @@ pub(crate) fn misspelled<'a>(object: &'a Object, known: &[&str]) -> Option<&'a s
     object.keys().map(String::as_str).find(|key| {
         let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         // What is folded already cannot become another key.
-        !known.contains(key) && !key.bytes().all(is_plain) && {
+        !key.bytes().all(is_plain) && !known.contains(key) && {
             let folded = fold_key(key);
             known.contains(&folded.as_str())
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 
+use super::alarm::Alarm;
 use super::stream::Stream;
 
 /// How long one is kept. Model servers close theirs after 5 s, doors after 8.
@@ -44,6 +45,8 @@ pub(crate) struct Connection {
     pub(super) read: BytesMut,
     /// Whether `read` was given more room than another reply is likely to need.
     is_large: bool,
+    /// For whoever waits for the other end.
+    pub(super) alarm: Alarm,
 }
 
 impl fmt::Debug for Connection {
@@ -58,6 +61,7 @@ impl Connection {
             stream,
             read: BytesMut::new(),
             is_large: false,
+            alarm: Alarm::default(),
         }
     }
 

@@ -84,7 +84,8 @@ pub(crate) struct Slot {
     queue: Arc<Queue>,
     who: Account,
     gates: Vec<Gate>,
-    begun: Instant,
+    /// When it got it.
+    pub(crate) begun: Instant,
     /// How long the request waited for it.
     pub(crate) waited: Duration,
     /// At which place the request entered the queue; 0 when it did not have to wait.
@@ -170,7 +171,7 @@ impl Queue {
             if inner.n_active < inner.n_slots && inner.is_open(&gates) {
                 inner.start(who, &gates);
                 inner.leave(who);
-                return Ok(self.slot(who, gates, arrived, 0));
+                return Ok(self.slot(who, gates, arrived, arrived, 0));
             }
             if let Err(refused) = inner.room_for(who) {
                 inner.leave(who);
@@ -198,7 +199,7 @@ impl Queue {
         match tokio::time::timeout(deadline, ready).await {
             Ok(Ok(())) => {
                 place.is_taken = true;
-                Ok(self.slot(who, gates, arrived, position))
+                Ok(self.slot(who, gates, arrived, Instant::now(), position))
             }
             Ok(Err(_)) | Err(_) => {
                 let inner = self.lock();
@@ -245,9 +246,9 @@ impl Queue {
         who: Account,
         gates: Vec<Gate>,
         arrived: Instant,
+        begun: Instant,
         position: usize,
     ) -> Slot {
-        let begun = Instant::now();
         Slot {
             queue: Arc::clone(self),
             who,

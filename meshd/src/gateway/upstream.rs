@@ -1,7 +1,7 @@
 //! A request to a model server or to another host, on a connection that has it alone and is cut at once when the caller goes.
 
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write as _};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, SERVER};
 use http::{Response, StatusCode};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::pool::{Connection, Pool};
 use super::stream::{Outward, Stream};
@@ -24,6 +24,9 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A body up to this length is written together with its head.
 const JOINED_MAX: usize = 16 << 10;
+
+/// Room for the head of a request.
+const HEAD_ROOM: usize = 192;
 
 /// How long a host may owe a reply on an old connection until it is looked whether it is still there.
 const PROBE_AFTER: Duration = Duration::from_millis(500);
@@ -85,8 +88,6 @@ pub(crate) struct UpstreamBody {
     patience: Duration,
     /// Since when nothing has come. A caller that reads slowly is no silence.
     silent_since: Option<Instant>,
-    /// Looks at that when it ends; it is not set anew for each piece.
-    alarm: Option<Pin<Box<Sleep>>>,
     /// Until the reply is whole. Dropping it closes the socket, which is how a backend learns that nobody waits any more.
     connection: Option<Connection>,
     home: Home,
@@ -113,7 +114,6 @@ impl UpstreamBody {
             first: None,
             patience,
             silent_since: None,
-            alarm: None,
             connection: Some(connection),
             home,
         }
@@ -158,7 +158,8 @@ impl UpstreamBody {
                 Ok(Step::More) => {}
             }
             let Poll::Ready(filled) = connection.poll_fill(task, self.framing.n_left()) else {
-                ready!(self.poll_silence(task));
+                let since = *self.silent_since.get_or_insert_with(Instant::now);
+                ready!(connection.alarm.poll(task, since + self.patience));
                 self.connection = None;
                 return Poll::Ready(Some(Err(UpstreamError::Silent)));
             };
@@ -188,22 +189,6 @@ impl UpstreamBody {
         {
             let Home { pool, place, .. } = &self.home;
             pool.put(place, connection, self.home.is_costly);
-        }
-    }
-
-    /// Ready when nothing came for too long.
-    fn poll_silence(&mut self, task: &mut Context<'_>) -> Poll<()> {
-        let since = *self.silent_since.get_or_insert_with(Instant::now);
-        let deadline = since + self.patience;
-        let alarm = self
-            .alarm
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        loop {
-            ready!(alarm.as_mut().poll(task));
-            if alarm.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            alarm.as_mut().reset(deadline);
         }
     }
 
@@ -256,26 +241,8 @@ pub(crate) async fn post(
         Target::Host(addr, _) => addr.to_string(),
     };
     let mut out = Outgoing::new(path, &place, body);
-    let asked = async {
-        if let Some(mut connection) = pool.take(&place) {
-            let exchanged = tokio::select! {
-                exchanged = exchange(&mut connection, &mut out) => exchanged,
-                err = unreachable(target) => return Err(err),
-            };
-            match exchanged {
-                Ok(head) => return Ok((head, connection)),
-                // It was closed at the last moment, and nothing was sent.
-                Err(_) if out.n_sent == 0 => {}
-                Err(err) => return Err(UpstreamError::Broken(err)),
-            }
-        }
-        let mut connection = open(target).await?;
-        let head = exchange(&mut connection, &mut out).await;
-        Ok((head.map_err(UpstreamError::Broken)?, connection))
-    };
-    let (head, connection) = tokio::time::timeout(patience.head, asked)
-        .await
-        .map_err(|_| UpstreamError::Silent)??;
+    let deadline = Instant::now() + patience.head;
+    let (head, connection) = ask(pool, target, &place, &mut out, deadline).await?;
     let home = Home {
         pool: Arc::clone(pool),
         place,
@@ -293,6 +260,32 @@ pub(crate) async fn post(
     Ok(reply)
 }
 
+/// Asks on a connection that is there already, or on a new one.
+async fn ask(
+    pool: &Pool,
+    target: &Target,
+    place: &str,
+    out: &mut Outgoing,
+    deadline: Instant,
+) -> Result<(Reply, Connection), UpstreamError> {
+    if let Some(mut connection) = pool.take(place) {
+        let exchanged = tokio::select! {
+            exchanged = exchange(&mut connection, out, deadline) => exchanged,
+            err = unreachable(target) => return Err(err),
+        };
+        match exchanged {
+            Ok(head) => return Ok((head, connection)),
+            // It was closed at the last moment, and nothing was sent.
+            Err(UpstreamError::Broken(_)) if out.n_sent == 0 => {}
+            Err(err) => return Err(err),
+        }
+    }
+    let opened = tokio::time::timeout_at(deadline, open(target)).await;
+    let mut connection = opened.map_err(|_| UpstreamError::Silent)??;
+    let head = exchange(&mut connection, out, deadline).await?;
+    Ok((head, connection))
+}
+
 /// A request on its way.
 struct Outgoing {
     head: Vec<u8>,
@@ -303,11 +296,14 @@ struct Outgoing {
 impl Outgoing {
     fn new(path: &str, place: &str, body: Bytes) -> Self {
         let n_body = body.len();
-        let mut head = format!(
+        let is_joined = n_body <= JOINED_MAX;
+        let mut head = Vec::with_capacity(HEAD_ROOM + if is_joined { n_body } else { 0 });
+        // A writer into memory does not fail.
+        let _ = write!(
+            head,
             "POST {path} HTTP/1.1\r\nhost: {place}\r\ncontent-type: application/json\r\naccept: */*\r\ncontent-length: {n_body}\r\n\r\n"
-        )
-        .into_bytes();
-        let body = if n_body <= JOINED_MAX {
+        );
+        let body = if is_joined {
             head.extend_from_slice(&body);
             Bytes::new()
         } else {
@@ -346,25 +342,40 @@ impl Outgoing {
 }
 
 /// Sends a request and reads the head of the reply, which may come before all is sent.
-async fn exchange(connection: &mut Connection, out: &mut Outgoing) -> io::Result<Reply> {
+async fn exchange(
+    connection: &mut Connection,
+    out: &mut Outgoing,
+    deadline: Instant,
+) -> Result<Reply, UpstreamError> {
     let mut unsent: Option<io::Error> = None;
+    let broken = |err: io::Error| Poll::Ready(Err(UpstreamError::Broken(err)));
     std::future::poll_fn(|task| {
         if unsent.is_none()
             && let Poll::Ready(Err(err)) = out.poll_send(&mut connection.stream, task)
         {
             if out.n_sent == 0 {
-                return Poll::Ready(Err(err));
+                return broken(err);
             }
             // What made the other end close may be told in its reply.
             unsent = Some(err);
         }
         loop {
-            if let Some(head) = Reply::take(&mut connection.read).map_err(invalid)? {
-                return Poll::Ready(Ok(head));
+            match Reply::take(&mut connection.read) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(err) => return broken(invalid(err)),
             }
-            if ready!(connection.poll_fill(task, None))? == 0 {
-                let eof = || io::ErrorKind::UnexpectedEof.into();
-                return Poll::Ready(Err(unsent.take().unwrap_or_else(eof)));
+            match connection.poll_fill(task, None) {
+                Poll::Ready(Ok(0)) => {
+                    let eof = || io::ErrorKind::UnexpectedEof.into();
+                    return broken(unsent.take().unwrap_or_else(eof));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(err)) => return broken(err),
+                Poll::Pending => {
+                    ready!(connection.alarm.poll(task, deadline));
+                    return Poll::Ready(Err(UpstreamError::Silent));
+                }
             }
         }
     })

@@ -21,14 +21,14 @@ const GPU_RETRY_SECS: u32 = 60;
 pub(crate) fn check_open(
     closed: Option<&Closed>,
     account: Account,
-    now: SystemTime,
+    now: impl FnOnce() -> SystemTime,
 ) -> Result<(), Refusal> {
     let Some(closed) = closed.filter(|_| account != Account::Owner) else {
         return Ok(());
     };
     Err(match closed {
         Closed::Quiet { until_ms } => {
-            let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+            let now = now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
             let left = Duration::from_millis(*until_ms).saturating_sub(now);
             let secs = u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX);
             limited("quiet");
