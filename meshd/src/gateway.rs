@@ -3,6 +3,7 @@
 //! Both speak Ollama's, OpenAI's and Anthropic's API. The caller is whoever the tunnel says; no header is believed.
 
 mod admit;
+mod alarm;
 mod alias;
 mod bodies;
 mod caller;
@@ -40,12 +41,12 @@ use http_body_util::combinators::UnsyncBoxBody;
 use mesh_proto::door::QueueStatus;
 use mesh_proto::id::NodeId;
 use mesh_proto::local::{PullStatus, Top};
-use mesh_proto::usage::UsageRecord;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use admit::is_cloud_name;
+pub use count::UsageSink;
 #[cfg(test)]
 pub(crate) use door::Bound;
 pub use door::{Account, Spending};
@@ -126,8 +127,8 @@ pub struct GatewayConfig {
     pub pace: Arc<Pace>,
     /// The models that guests had this host pull.
     pub pulled: Arc<Ledger>,
-    /// Where usage is written down; a full channel loses records, never requests.
-    pub meter: Option<mpsc::Sender<UsageRecord>>,
+    /// Where usage is written down.
+    pub meter: Option<Arc<dyn UsageSink>>,
     /// What guests used of late.
     pub spending: Arc<Spending>,
     /// Who is told how much the door works.
@@ -347,7 +348,7 @@ pub(crate) struct Core {
     share: watch::Receiver<Arc<InventoryStatus>>,
     hosts: Arc<Hosts>,
     queue: Arc<Queue>,
-    meter: Option<mpsc::Sender<UsageRecord>>,
+    meter: Option<Arc<dyn UsageSink>>,
     spending: Arc<Spending>,
     occupancy: Arc<Occupancy>,
     pace: Arc<Pace>,

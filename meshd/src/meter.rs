@@ -3,6 +3,7 @@
 //! Serving never waits for it. A record is in the sums at once and on disk within about a second; what a full disk does not
 //! take waits, within bounds, until there is room.
 
+mod lines;
 mod spool;
 mod totals;
 
@@ -13,26 +14,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_proto::usage::{UsageRecord, UsageReport};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::gateway::{Account, Spending};
+use crate::gateway::{Account, Spending, UsageSink};
 use crate::metrics::{USAGE_LOST, USAGE_WRITTEN};
+use lines::{Block, Lines};
 use spool::Spool;
 use totals::Totals;
 
-/// Records that may be on their way here; more are lost, and counted as such.
-const N_PENDING_MAX: usize = 4_096;
-/// Records that may wait for the disk.
+/// Records that may wait for the disk; the oldest are lost where there are more, and counted as such.
 const N_UNWRITTEN_MAX: usize = 8_192;
-/// How long more is waited for when one came: a wake-up for each would cost a busy gateway more than its record.
-const GATHER: Duration = Duration::from_millis(20);
-/// Records that are written in one go, however much more there is: a busy host must not hold a second's worth in memory.
-const N_WRITTEN_AT_ONCE: usize = 1_024;
-/// How often what came is written.
-const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// How much is written in one go, and from how much on it is not waited for more.
+const WRITTEN_AT_ONCE: usize = 1 << 20;
+/// How long more is waited for when something came.
+const WRITE_AFTER: Duration = Duration::from_secs(1);
 /// How often the sums are written.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// How long a disk that took nothing is left alone.
@@ -41,17 +39,64 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The meter. What it holds is written when it is stopped.
 #[derive(Debug)]
 pub struct Meter {
-    sender: mpsc::Sender<UsageRecord>,
+    inbox: Inbox,
     spending: Arc<Spending>,
-    book: Arc<Mutex<Book>>,
     stop: CancellationToken,
     task: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+/// Where records are left.
+#[derive(Debug, Clone)]
+pub struct Inbox(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    book: Mutex<Book>,
+    /// Told when there is something again, and when there is much.
+    came: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Book {
     totals: Totals,
-    n_unwritten: usize,
+    lines: Lines,
+    /// Whether the disk took nothing when it was last tried.
+    is_failing: bool,
+}
+
+impl Inbox {
+    fn with(totals: Totals) -> Self {
+        let book = Book {
+            totals,
+            ..Book::default()
+        };
+        Self(Arc::new(Shared {
+            book: Mutex::new(book),
+            came: Notify::new(),
+        }))
+    }
+}
+
+impl UsageSink for Inbox {
+    /// It is in the sums when this returns.
+    fn take(&self, record: &UsageRecord) {
+        let mut book = lock(&self.0.book);
+        book.totals.count(record);
+        let lines = &mut book.lines;
+        let (n_before, n_bytes_before) = (lines.n_lines(), lines.n_bytes());
+        let n_lost = match lines.push(record) {
+            Ok(()) => lines.shorten(N_UNWRITTEN_MAX),
+            Err(_) => 1,
+        };
+        let is_much = n_bytes_before < WRITTEN_AT_ONCE && lines.n_bytes() >= WRITTEN_AT_ONCE;
+        drop(book);
+        if n_lost > 0 {
+            metrics::counter!(USAGE_LOST).increment(n_lost as u64);
+        }
+        if n_before == 0 || is_much {
+            self.0.came.notify_one();
+        }
+    }
 }
 
 impl Meter {
@@ -65,26 +110,13 @@ impl Meter {
         for (account, model, n_tokens) in totals.of_day(totals::day_of(now)) {
             spending.add(account, model, n_tokens, now);
         }
-        let book = Arc::new(Mutex::new(Book {
-            totals,
-            n_unwritten: 0,
-        }));
-        let (sender, records) = mpsc::channel(N_PENDING_MAX);
-        let writer = Writer {
-            spool,
-            book: Arc::clone(&book),
-            waiting: VecDeque::new(),
-            retry_at: Instant::now(),
-            save_at: Instant::now() + SAVE_EVERY,
-            is_changed: false,
-            is_failing: false,
-        };
+        let inbox = Inbox::with(totals);
+        let writer = Writer::new(spool, &inbox);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(writer.run(records, stop.clone()));
+        let task = tokio::spawn(writer.run(stop.clone()));
         Self {
-            sender,
+            inbox,
             spending,
-            book,
             stop,
             task: Mutex::new(Some(AbortOnDropHandle::new(task))),
         }
@@ -92,8 +124,8 @@ impl Meter {
 
     /// Where records go.
     #[must_use]
-    pub fn sender(&self) -> mpsc::Sender<UsageRecord> {
-        self.sender.clone()
+    pub fn inbox(&self) -> Inbox {
+        self.inbox.clone()
     }
 
     /// What guests used of late.
@@ -105,14 +137,20 @@ impl Meter {
     /// What was used in the last so many days, today included.
     #[must_use]
     pub fn report(&self, n_days: u32) -> UsageReport {
-        let book = lock(&self.book);
+        let book = lock(&self.inbox.0.book);
+        // What came within the last second is on its way, as always.
+        let n_unwritten = if book.is_failing {
+            book.lines.n_lines()
+        } else {
+            0
+        };
         let today = totals::day_of(SystemTime::now());
         UsageReport {
             n_days,
             rows: book
                 .totals
                 .rows(today.saturating_sub(u64::from(n_days.max(1)) - 1)),
-            n_unwritten: u64::try_from(book.n_unwritten).unwrap_or(u64::MAX),
+            n_unwritten: u64::try_from(n_unwritten).unwrap_or(u64::MAX),
         }
     }
 
@@ -153,81 +191,75 @@ fn load(root: &Path) -> (Totals, Spool) {
 
 struct Writer {
     spool: Spool,
-    book: Arc<Mutex<Book>>,
-    waiting: VecDeque<UsageRecord>,
-    retry_at: Instant,
+    shared: Arc<Shared>,
     save_at: Instant,
+    /// Whether the sums are not those that were saved last.
     is_changed: bool,
     is_failing: bool,
 }
 
 impl Writer {
-    async fn run(mut self, mut records: mpsc::Receiver<UsageRecord>, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(WRITE_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut came = Vec::new();
-        loop {
-            // While nothing came and nothing waits, nobody is woken.
-            let is_idle = self.waiting.is_empty() && !self.is_changed;
-            tokio::select! {
-                n = records.recv_many(&mut came, N_WRITTEN_AT_ONCE) => {
-                    if n == 0 {
-                        break;
-                    }
-                    self.take(came.drain(..));
-                    if self.waiting.len() >= N_WRITTEN_AT_ONCE {
-                        self.write(false).await;
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(GATHER) => {}
-                        () = stop.cancelled() => break,
-                    }
-                }
-                () = stop.cancelled() => break,
-                _ = tick.tick(), if !is_idle => self.write(false).await,
-            }
+    fn new(spool: Spool, inbox: &Inbox) -> Self {
+        Self {
+            spool,
+            shared: Arc::clone(&inbox.0),
+            save_at: Instant::now() + SAVE_EVERY,
+            is_changed: false,
+            is_failing: false,
         }
-        self.take(std::iter::from_fn(|| records.try_recv().ok()));
-        self.write(true).await;
     }
 
-    fn take(&mut self, came: impl Iterator<Item = UsageRecord>) {
-        let mut book = lock(&self.book);
-        for record in came {
-            if self.waiting.len() >= N_UNWRITTEN_MAX {
-                self.waiting.pop_front();
-                metrics::counter!(USAGE_LOST).increment(1);
+    async fn run(mut self, stop: CancellationToken) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            // While nothing came and nothing waits, nobody is woken.
+            let wait = async {
+                if self.is_failing {
+                    tokio::time::sleep(RETRY_AFTER).await;
+                } else if self.is_changed {
+                    tokio::select! {
+                        () = shared.came.notified() => {}
+                        () = tokio::time::sleep_until(self.save_at) => return,
+                    }
+                } else {
+                    shared.came.notified().await;
+                }
+                if lock(&shared.book).lines.n_bytes() < WRITTEN_AT_ONCE {
+                    tokio::select! {
+                        () = tokio::time::sleep(WRITE_AFTER) => {}
+                        () = shared.came.notified() => {}
+                    }
+                }
+            };
+            tokio::select! {
+                () = wait => self.write(false).await,
+                () = stop.cancelled() => break,
             }
-            book.totals.count(&record);
-            self.waiting.push_back(record);
-            self.is_changed = true;
         }
-        // What came within the last second is on its way, as always.
-        if self.is_failing {
-            book.n_unwritten = self.waiting.len();
-        }
+        self.write(true).await;
     }
 
     async fn write(&mut self, is_last: bool) {
         let now = Instant::now();
-        if self.is_failing && now < self.retry_at && !is_last {
-            return;
-        }
-        let saves = self.is_changed && (is_last || now >= self.save_at);
+        let (mut blocks, totals) = {
+            let mut book = lock(&self.shared.book);
+            let blocks = book.lines.take();
+            self.is_changed |= !blocks.is_empty();
+            let saves = self.is_changed && (is_last || now >= self.save_at);
+            (blocks, saves.then(|| book.totals.clone()))
+        };
+        let saves = totals.is_some();
         let mut spool = std::mem::take(&mut self.spool);
-        let mut waiting = std::mem::take(&mut self.waiting);
-        let n_before = waiting.len();
-        let totals = saves.then(|| lock(&self.book).totals.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let appended = append(&mut spool, &mut waiting);
+            let (written, appended) = append(&mut spool, &mut blocks);
             // Sums that hold records which are not on disk would count them twice after a crash.
             let saved = match (&appended, totals) {
                 (Ok(()), Some(totals)) => totals::write(spool.root(), &totals, spool.end()),
                 (Ok(()), None) | (Err(_), _) => Ok(()),
             };
-            (spool, waiting, appended, saved)
+            (spool, written, blocks, appended, saved)
         });
-        let Ok((spool, waiting, appended, saved)) = done.await else {
+        let Ok((spool, written, unwritten, appended, saved)) = done.await else {
             tracing::error!("writing usage records broke");
             return;
         };
@@ -248,26 +280,46 @@ impl Writer {
                     tracing::warn!(%err, "usage records cannot be written; serving goes on, and they wait for room");
                 }
                 self.is_failing = true;
-                self.retry_at = now + RETRY_AFTER;
             }
         }
-        let n_written = u64::try_from(n_before - waiting.len()).unwrap_or(u64::MAX);
-        metrics::counter!(USAGE_WRITTEN).increment(n_written);
-        self.waiting = waiting;
-        lock(&self.book).n_unwritten = self.waiting.len();
+        let n_written: usize = written.iter().map(Block::n_lines).sum();
+        metrics::counter!(USAGE_WRITTEN).increment(n_written as u64);
+        let mut book = lock(&self.shared.book);
+        book.is_failing = self.is_failing;
+        book.lines.put_back(unwritten);
+        let n_lost = book.lines.shorten(N_UNWRITTEN_MAX);
+        if written.len() <= 1 {
+            book.lines.rest();
+        }
+        for block in written {
+            book.lines.reuse(block);
+        }
+        drop(book);
+        if n_lost > 0 {
+            metrics::counter!(USAGE_LOST).increment(n_lost as u64);
+        }
     }
 }
 
-/// Writes what waits, some at a time; what could not be written is left.
-fn append(spool: &mut Spool, waiting: &mut VecDeque<UsageRecord>) -> io::Result<()> {
+/// Writes what waits, some at a time; gives what was written, and leaves what was not.
+fn append(spool: &mut Spool, waiting: &mut VecDeque<Block>) -> (Vec<Block>, io::Result<()>) {
+    let mut written = Vec::new();
     while !waiting.is_empty() {
-        let n = waiting.len().min(N_WRITTEN_AT_ONCE);
-        spool.append(waiting.range(..n))?;
-        waiting.drain(..n);
+        let mut n_bytes = 0;
+        let n = waiting
+            .iter()
+            .take_while(|block| {
+                let fits = n_bytes < WRITTEN_AT_ONCE;
+                n_bytes += block.text().len();
+                fits
+            })
+            .count();
+        if let Err(err) = spool.append(waiting.iter().take(n).map(Block::text)) {
+            return (written, Err(err));
+        }
+        written.extend(waiting.drain(..n));
     }
-    // A burst's room is not kept.
-    waiting.shrink_to(N_WRITTEN_AT_ONCE);
-    Ok(())
+    (written, Ok(()))
 }
 
 /// On whose account a record's tokens go.

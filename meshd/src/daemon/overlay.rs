@@ -216,7 +216,7 @@ impl Overlay {
             view: parts.view.subscribe(),
             hosts: Arc::clone(parts.hosts),
             share: parts.inventory.status.clone(),
-            meter: Some(parts.meter.sender()),
+            meter: Some(Arc::new(parts.meter.inbox())),
             spending: parts.meter.spending(),
             occupancy: Arc::clone(&parts.inventory.occupancy),
             pace: Arc::clone(&parts.inventory.pace),

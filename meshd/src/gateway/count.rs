@@ -12,14 +12,13 @@ use mesh_proto::share::Offer;
 use mesh_proto::usage::{Endpoint, Outcome, Party, Random16, USAGE_VERSION, UsageRecord};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use super::admit::Infer;
 use super::door::{Reserved, Tally};
 use super::handles;
 use super::upstream::UpstreamError;
 use crate::inventory::Working;
-use crate::metrics::{DOOR_DOUBTFUL, USAGE_LOST};
+use crate::metrics::DOOR_DOUBTFUL;
 use crate::view::View;
 
 /// The figures of one reply.
@@ -209,11 +208,17 @@ pub(crate) struct Subject<'a> {
     pub(crate) is_stream: bool,
 }
 
+/// Where usage is written down.
+pub trait UsageSink: fmt::Debug + Send + Sync {
+    /// Takes a record, without waiting for anything.
+    fn take(&self, record: &UsageRecord);
+}
+
 /// Writes down one request when it is over, however it ends: unless it is told otherwise, because its caller went.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// Absent when nobody is to hear of it.
-    usage: Option<UsageRecord>,
+    /// Absent when nobody is to hear of it. Apart, for what holds this is moved about, and small memory is cheaper to have.
+    usage: Option<Box<UsageRecord>>,
     route: Infer,
     arrived: Instant,
     /// `complete`, or what kept it from being so.
@@ -224,7 +229,7 @@ pub(crate) struct Record {
     first_byte: Option<Instant>,
     reserved: Option<(Reserved, u64)>,
     working: Option<Working>,
-    meter: Option<mpsc::Sender<UsageRecord>>,
+    meter: Option<Arc<dyn UsageSink>>,
 }
 
 impl Record {
@@ -232,10 +237,10 @@ impl Record {
     pub(crate) fn new(
         subject: &Subject<'_>,
         arrived: Instant,
-        meter: Option<mpsc::Sender<UsageRecord>>,
+        meter: Option<Arc<dyn UsageSink>>,
     ) -> Self {
         Self {
-            usage: usage(subject),
+            usage: usage(subject).map(Box::new),
             route: subject.route,
             arrived,
             outcome: Outcome::ClientAbort,
@@ -429,16 +434,13 @@ impl Drop for Record {
             first_byte_ms: self.first_byte.map(wall),
             end_ms: millis(end),
             outcome: self.outcome,
-            ..usage
+            ..*usage
         };
         if !usage.is_plausible() {
             metrics::counter!(DOOR_DOUBTFUL).increment(1);
         }
-        if let Some(meter) = &self.meter
-            && meter.try_send(usage).is_err()
-        {
-            metrics::counter!(USAGE_LOST).increment(1);
-            tracing::warn!("usage record lost: nobody takes them");
+        if let Some(meter) = &self.meter {
+            meter.take(&usage);
         }
     }
 }

@@ -20,6 +20,7 @@ use mesh_proto::key::{MachinePrivateKey, NodePrivateKey, Purpose};
 use mesh_proto::local::Settings;
 use mesh_proto::netmap::{Netmap, NetworkInfo, PeerEntry, Revision, SelfNode};
 use mesh_proto::share::{BackendApi, HostOffers, Offer, Protocol};
+use mesh_proto::usage::UsageRecord;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -142,6 +143,13 @@ pub(super) fn view(peers: Vec<(NodeId, PeerEntry)>) -> Arc<View> {
     ))
 }
 
+impl UsageSink for mpsc::Sender<UsageRecord> {
+    fn take(&self, record: &UsageRecord) {
+        // Where nobody looks at them, it fills up.
+        let _ = self.try_send(record.clone());
+    }
+}
+
 /// A node under test.
 pub(super) struct Node {
     pub(super) gateway: Arc<Gateway>,
@@ -172,7 +180,7 @@ impl Node {
         };
         let (view_tx, view) = watch::channel(Some(view(peers)));
         let (share_tx, share) = watch::channel(Arc::new(status));
-        let (meter, usage) = mpsc::channel(64);
+        let (meter, usage) = mpsc::channel::<UsageRecord>(64);
         let hosts = Arc::new(Hosts::default());
         let gateway = Gateway::bind(GatewayConfig {
             reach: Reach::Interface {
@@ -185,7 +193,7 @@ impl Node {
             share,
             pace: Arc::default(),
             pulled: Arc::default(),
-            meter: Some(meter),
+            meter: Some(Arc::new(meter)),
             spending: Arc::default(),
             occupancy: Arc::default(),
             door_port,

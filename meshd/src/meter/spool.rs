@@ -6,19 +6,13 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use mesh_proto::usage::{Party, UsageRecord};
+use mesh_proto::usage::UsageRecord;
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
 
 /// Bytes of a segment, after which the next one begins.
 const SEGMENT_MAX: u64 = 4 << 20;
 /// Segments that are kept.
 const N_SEGMENTS_MAX: u64 = 16;
-/// Records that are put into words and written in a row: some microseconds of work, between which requests come that the same
-/// core serves.
-const N_IN_ROW: usize = 32;
-/// About the length of a line.
-const LINE_LEN: usize = 768;
 /// The longest line that is read back; ours are a tenth of it.
 const LINE_MAX: usize = 16 << 10;
 
@@ -37,23 +31,6 @@ pub(super) struct Spool {
     end: Place,
     segment_max: u64,
     open: Option<File>,
-    client: Words,
-    host: Words,
-}
-
-/// A party as it was written last: most records have those of the one before, and they are most of a line.
-#[derive(Debug, Default)]
-struct Words(Option<(Party, Box<RawValue>)>);
-
-impl Words {
-    fn of(&mut self, party: &Party) -> serde_json::Result<&RawValue> {
-        let kept = self.0.take().filter(|(of, _)| of == party);
-        let kept = match kept {
-            Some(kept) => kept,
-            None => (party.clone(), to_raw_value(party)?),
-        };
-        Ok(&self.0.insert(kept).1)
-    }
 }
 
 impl Spool {
@@ -117,17 +94,11 @@ impl Spool {
         Ok(())
     }
 
-    /// Adds records; they are on disk when it returns.
+    /// Adds texts of whole lines; they are on disk when it returns.
     ///
     /// # Errors
     /// When they cannot all be written. None of them counts as written then, and the next try writes over what is there of them.
-    pub(super) fn append<'a>(
-        &mut self,
-        records: impl ExactSizeIterator<Item = &'a UsageRecord>,
-    ) -> io::Result<()> {
-        if records.len() == 0 {
-            return Ok(());
-        }
+    pub(super) fn append<'a>(&mut self, texts: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
         if self.end.offset >= self.segment_max {
             self.open = None;
             self.end = Place {
@@ -136,7 +107,7 @@ impl Spool {
             };
             self.drop_oldest()?;
         }
-        match self.write(records) {
+        match self.write(texts) {
             Ok(n_bytes) => {
                 self.end.offset += n_bytes;
                 Ok(())
@@ -152,10 +123,7 @@ impl Spool {
     }
 
     /// Writes behind the end, and tells how much.
-    fn write<'a>(
-        &mut self,
-        mut records: impl ExactSizeIterator<Item = &'a UsageRecord>,
-    ) -> io::Result<u64> {
+    fn write<'a>(&mut self, texts: impl Iterator<Item = &'a [u8]>) -> io::Result<u64> {
         let file = match &mut self.open {
             Some(file) => file,
             closed => {
@@ -176,16 +144,10 @@ impl Spool {
             }
         };
         let mut n_bytes = 0;
-        let mut lines = Vec::with_capacity(records.len().min(N_IN_ROW) * LINE_LEN);
-        while records.len() > 0 {
-            for record in records.by_ref().take(N_IN_ROW) {
-                let parties = (self.client.of(&record.client)?, self.host.of(&record.host)?);
-                serde_json::to_writer(&mut lines, &record.with_parties(parties.0, parties.1))?;
-                lines.push(b'\n');
-            }
-            file.write_all(&lines)?;
-            n_bytes += u64::try_from(lines.len()).unwrap_or(u64::MAX);
-            lines.clear();
+        for text in texts {
+            file.write_all(text)?;
+            n_bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
+            // Requests come in between that the same core serves.
             thread::yield_now();
         }
         file.sync_data()?;

@@ -52,8 +52,12 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap()
 }
 
-fn queue(n: usize) -> VecDeque<UsageRecord> {
-    (0..n).map(|_| record(2, "tiny", 3 * DAY_MS)).collect()
+fn put(spool: &mut Spool, n: usize) -> io::Result<()> {
+    let mut lines = Lines::default();
+    for _ in 0..n {
+        lines.push(&record(2, "tiny", 3 * DAY_MS))?;
+    }
+    spool.append(lines.take().iter().map(Block::text))
 }
 
 async fn until(meter: &Meter, n_requests: u64) {
@@ -81,7 +85,7 @@ async fn usage_survives_a_restart_and_goes_on() {
     let now = now_ms();
     let meter = Meter::start(dir.path());
     for (n, model) in [(2, "tiny"), (2, "tiny"), (1, "tiny"), (2, "other")] {
-        meter.sender().send(record(n, model, now)).await.unwrap();
+        meter.inbox().take(&record(n, model, now));
     }
     until(&meter, 4).await;
     let before = meter.report(1);
@@ -99,7 +103,7 @@ async fn usage_survives_a_restart_and_goes_on() {
 
     let meter = Meter::start(dir.path());
     assert_eq!(meter.report(1).rows, before.rows);
-    meter.sender().send(record(2, "tiny", now)).await.unwrap();
+    meter.inbox().take(&record(2, "tiny", now));
     until(&meter, 5).await;
     // What was used today still counts against the limits.
     let limit = Limit {
@@ -130,11 +134,7 @@ async fn sums_that_are_lost_are_made_again_from_the_records() {
     let dir = tempfile::tempdir().unwrap();
     let meter = Meter::start(dir.path());
     for _ in 0..3 {
-        meter
-            .sender()
-            .send(record(2, "tiny", now_ms()))
-            .await
-            .unwrap();
+        meter.inbox().take(&record(2, "tiny", now_ms()));
     }
     until(&meter, 3).await;
     let before = meter.report(2).rows;
@@ -147,11 +147,7 @@ async fn sums_that_are_lost_are_made_again_from_the_records() {
         }
         let meter = Meter::start(dir.path());
         assert_eq!(meter.report(2).rows, before);
-        meter
-            .sender()
-            .send(record(2, "tiny", now_ms()))
-            .await
-            .unwrap();
+        meter.inbox().take(&record(2, "tiny", now_ms()));
         until(&meter, 4).await;
         meter.stop().await;
         let segment = dir.path().join("usage/00000001.jsonl");
@@ -165,7 +161,7 @@ async fn sums_that_are_lost_are_made_again_from_the_records() {
 fn a_torn_line_is_cut_off_and_hides_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = Spool::at(dir.path());
-    spool.append(queue(2).iter()).unwrap();
+    put(&mut spool, 2).unwrap();
     let segment = dir.path().join("00000001.jsonl");
     let mut text = fs::read(&segment).unwrap();
     let whole = text.len();
@@ -175,7 +171,7 @@ fn a_torn_line_is_cut_off_and_hides_nothing() {
     let mut n = 0;
     spool.replay(Default::default(), |_| n += 1).unwrap();
     assert_eq!(n, 2);
-    spool.append(queue(1).iter()).unwrap();
+    put(&mut spool, 1).unwrap();
     let lines = fs::read_to_string(&segment).unwrap();
     assert_eq!((lines.lines().count(), lines.len()), (3, whole / 2 * 3));
     let mut n = 0;
@@ -189,7 +185,7 @@ fn a_torn_line_is_cut_off_and_hides_nothing() {
 fn a_burst_of_many_rows_is_read_back_whole() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = Spool::at(dir.path());
-    spool.append(queue(600).iter()).unwrap();
+    put(&mut spool, 600).unwrap();
     let end = spool.end();
     let mut n = 0;
     let mut again = Spool::at(dir.path());
@@ -203,7 +199,7 @@ fn the_oldest_segments_go_and_files_are_private() {
     let root = dir.path().join("usage");
     let mut spool = Spool::with_segments_of(&root, 1_000);
     for _ in 0..100 {
-        spool.append(queue(2).iter()).unwrap();
+        put(&mut spool, 2).unwrap();
     }
     let mut names: Vec<_> = fs::read_dir(&root)
         .unwrap()
@@ -238,11 +234,7 @@ async fn a_disk_that_takes_nothing_loses_nothing_and_holds_nobody_up() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("usage");
     let meter = Meter::start(dir.path());
-    meter
-        .sender()
-        .send(record(2, "tiny", now_ms()))
-        .await
-        .unwrap();
+    meter.inbox().take(&record(2, "tiny", now_ms()));
     until(&meter, 1).await;
     // A record that came just now is no sign of a full disk.
     assert_eq!(meter.report(400).n_unwritten, 0);
@@ -253,31 +245,30 @@ async fn a_disk_that_takes_nothing_loses_nothing_and_holds_nobody_up() {
     // A folder in the place of the file refuses all writing, of root too.
     fs::rename(root.join("00000001.jsonl"), root.join("kept")).unwrap();
     fs::create_dir(root.join("00000001.jsonl")).unwrap();
-    assert!(spool.append(queue(1).iter()).is_err());
-    let mut writer = Writer {
-        spool,
-        book: Arc::new(Mutex::new(Book {
-            totals,
-            n_unwritten: 0,
-        })),
-        waiting: VecDeque::new(),
-        retry_at: Instant::now(),
-        save_at: Instant::now(),
-        is_changed: false,
-        is_failing: false,
-    };
-    writer.take((0..N_UNWRITTEN_MAX + 5).map(|_| record(2, "tiny", now_ms())));
+    assert!(put(&mut spool, 1).is_err());
+    let inbox = Inbox::with(totals);
+    let mut writer = Writer::new(spool, &inbox);
+    let n_waiting = || lock(&inbox.0.book).lines.n_lines();
+    for n in 1..=2 * N_UNWRITTEN_MAX {
+        inbox.take(&record(2, "tiny", now_ms()));
+        if n == 9 {
+            writer.write(true).await;
+            assert!(writer.is_failing && lock(&inbox.0.book).is_failing);
+            assert_eq!(n_waiting(), 9, "they wait");
+        }
+    }
     writer.write(true).await;
-    assert_eq!(
-        writer.waiting.len(),
-        N_UNWRITTEN_MAX,
-        "they wait, within bounds"
+    // The oldest are lost by the block.
+    let n_left = n_waiting();
+    assert!(
+        n_left <= N_UNWRITTEN_MAX && n_left > N_UNWRITTEN_MAX - 100,
+        "within bounds: {n_left}"
     );
-    assert_eq!(lock(&writer.book).n_unwritten, N_UNWRITTEN_MAX);
     fs::remove_dir(root.join("00000001.jsonl")).unwrap();
     fs::rename(root.join("kept"), root.join("00000001.jsonl")).unwrap();
     writer.write(true).await;
-    assert!(writer.waiting.is_empty());
+    assert_eq!(n_waiting(), 0);
+    assert!(!lock(&inbox.0.book).is_failing);
     let after = fs::read_to_string(root.join("00000001.jsonl")).unwrap();
     assert!(after.starts_with(&before));
     // So many fill more than one segment.
@@ -288,7 +279,7 @@ async fn a_disk_that_takes_nothing_loses_nothing_and_holds_nobody_up() {
     let n_lines: usize = segments
         .map(|path| fs::read_to_string(path).unwrap().lines().count())
         .sum();
-    assert_eq!(n_lines, 1 + N_UNWRITTEN_MAX);
+    assert_eq!(n_lines, 1 + n_left);
 }
 
 #[test]

@@ -106,7 +106,7 @@ async fn no_word_of_a_prompt_or_an_answer_is_logged_or_stored() {
                 }
             }
             let usage = soon(node.usage.recv()).await.unwrap();
-            meter.sender().send(usage).await.unwrap();
+            meter.inbox().take(&usage);
         }
         let client = node.door(2, &post(path, &body)).await;
         let refused = format!(r#"{{"error":"cannot read {PROMPT}"}}"#);
