@@ -56,10 +56,8 @@ impl fmt::Debug for Random16 {
 text_form!(Random16);
 
 /// One request that a model worked on. Times are Unix milliseconds by the host's clock.
-///
-/// `P` is a [`Party`], or whatever is written as one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsageRecord<P = Party> {
+pub struct UsageRecord {
     /// [`USAGE_VERSION`].
     pub version: u32,
     /// The mesh.
@@ -69,9 +67,9 @@ pub struct UsageRecord<P = Party> {
     /// Salts what is hashed of the request.
     pub nonce: Random16,
     /// Who asked.
-    pub client: P,
+    pub client: Party,
     /// Who answered.
-    pub host: P,
+    pub host: Party,
     /// The exact name of the model on the host.
     pub model: String,
     /// Its digest, where the backend knows one.
@@ -102,32 +100,7 @@ pub struct UsageRecord<P = Party> {
     pub outcome: Outcome,
 }
 
-impl<P> UsageRecord<P> {
-    /// The same with its parties in another form.
-    #[must_use]
-    pub fn with_parties<Q>(&self, client: Q, host: Q) -> UsageRecord<Q> {
-        UsageRecord {
-            client,
-            host,
-            version: self.version,
-            network_id: self.network_id,
-            rid: self.rid,
-            nonce: self.nonce,
-            model: self.model.clone(),
-            digest: self.digest,
-            endpoint: self.endpoint,
-            prompt_tokens: self.prompt_tokens,
-            output_tokens: self.output_tokens,
-            delivered_tokens: self.delivered_tokens,
-            n_chunks: self.n_chunks,
-            n_bytes: self.n_bytes,
-            start_ms: self.start_ms,
-            first_byte_ms: self.first_byte_ms,
-            end_ms: self.end_ms,
-            outcome: self.outcome,
-        }
-    }
-
+impl UsageRecord {
     /// Tokens that are charged: the backend's figures where it told them, else what was delivered.
     #[must_use]
     pub fn tokens(&self) -> u64 {

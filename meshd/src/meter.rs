@@ -3,6 +3,7 @@
 //! Serving never waits for it. A record is in the sums at once and on disk within about a second; what a full disk does not
 //! take waits, within bounds, until there is room.
 
+mod entry;
 mod lines;
 mod spool;
 mod totals;
@@ -83,7 +84,7 @@ impl UsageSink for Inbox {
         let mut book = lock(&self.0.book);
         book.totals.count(record);
         let lines = &mut book.lines;
-        let (n_before, n_bytes_before) = (lines.n_lines(), lines.n_bytes());
+        let (n_before, n_bytes_before) = (lines.n_records(), lines.n_bytes());
         let n_lost = match lines.push(record) {
             Ok(()) => lines.shorten(N_UNWRITTEN_MAX),
             Err(_) => 1,
@@ -140,7 +141,7 @@ impl Meter {
         let book = lock(&self.inbox.0.book);
         // What came within the last second is on its way, as always.
         let n_unwritten = if book.is_failing {
-            book.lines.n_lines()
+            book.lines.n_records()
         } else {
             0
         };
@@ -282,7 +283,7 @@ impl Writer {
                 self.is_failing = true;
             }
         }
-        let n_written: usize = written.iter().map(Block::n_lines).sum();
+        let n_written: usize = written.iter().map(Block::n_records).sum();
         metrics::counter!(USAGE_WRITTEN).increment(n_written as u64);
         let mut book = lock(&self.shared.book);
         book.is_failing = self.is_failing;

@@ -1,4 +1,4 @@
-//! Usage records on disk: one JSON line each, in segments of which the oldest go when there are too many. Blocking.
+//! Usage records on disk: lines of JSON, in segments of which the oldest go when there are too many. Blocking.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -9,11 +9,13 @@ use std::thread;
 use mesh_proto::usage::UsageRecord;
 use serde::{Deserialize, Serialize};
 
+use super::entry::Subjects;
+
 /// Bytes of a segment, after which the next one begins.
 const SEGMENT_MAX: u64 = 4 << 20;
 /// Segments that are kept.
 const N_SEGMENTS_MAX: u64 = 16;
-/// The longest line that is read back; ours are a tenth of it.
+/// The longest line that is read back; ours are a twentieth of it.
 const LINE_MAX: usize = 16 << 10;
 
 /// A place in the spool: all before it is read.
@@ -75,6 +77,7 @@ impl Spool {
             self.end = Place { segment, offset: 0 };
             let mut reader = BufReader::new(File::open(self.path(segment))?);
             let mut line = Vec::new();
+            let mut subjects = Subjects::default();
             loop {
                 line.clear();
                 let n = reader.read_until(b'\n', &mut line)?;
@@ -82,11 +85,12 @@ impl Spool {
                     break;
                 }
                 self.end.offset += u64::try_from(n).unwrap_or(u64::MAX);
-                // A line that makes no sense is skipped: those after it do.
-                if self.end > from
-                    && line.len() <= LINE_MAX
-                    && let Ok(record) = serde_json::from_slice(&line)
-                {
+                if self.end <= from {
+                    continue;
+                }
+                // What is too long makes no sense either.
+                line.truncate(LINE_MAX);
+                if let Some(record) = subjects.read(&line) {
                     each(record);
                 }
             }
