@@ -305,6 +305,14 @@ join() {
     own=$(inside ip -4 -oneline addr show proxima0 | awk '{ sub("/.*", "", $4); print $4 }')
     service=$(echo "$own" | cut -d. -f1,2).0.53
     [ -n "$own" ] || die "proxima0 has no address"
+
+    step "the gateway's threads, and they alone, have more than the usual share of a core"
+    pid=$(value meshd.service MainPID)
+    inside sh -c "cat /proc/$pid/task/*/stat" >"$work/threads"
+    # The 19th field is the niceness.
+    awk '/\(gateway-/ { n++; if ($19 != -4) wrong = 1; next }
+        $19 != 0 { wrong = 1 }
+        END { exit wrong || !n }' "$work/threads" || die "niceness: $(cut -d " " -f 2,19 "$work/threads")"
 }
 
 # wired MANAGER: names are in, and come back after what happens to a machine.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`tun`] (the overlay's network interface), [`offload`] (super-packets split and merged, pure),
 //! [`udp`] (the underlay's socket), [`wait`] (how a packet thread sleeps), [`stall`] (whether all slept), [`buf`] (where packets lie meanwhile),
-//! [`code`] (what the start leaves in memory), [`heap`] (what a burst does).
+//! [`code`] (what the start leaves in memory), [`heap`] (what a burst does), [`thread`] (what part of a core a thread has).
 #![allow(
     unsafe_code,
     reason = "ioctl, recvmmsg, sendmmsg and poll have no safe wrapper; this crate is that wrapper"
@@ -16,6 +16,8 @@ pub mod heap;
 pub mod offload;
 #[cfg(target_os = "linux")]
 pub mod stall;
+#[cfg(target_os = "linux")]
+pub mod thread;
 #[cfg(target_os = "linux")]
 pub mod tun;
 pub mod udp;

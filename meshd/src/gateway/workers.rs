@@ -25,9 +25,9 @@ const N_ARRIVING_MAX: usize = 1_024;
 /// nothing, for each timer that is due before all others, as that of the next request's head would be.
 const TICK: Duration = Duration::from_secs(2);
 
-/// The niceness of a thread: half as much again as the usual share of a core that it has to share. What it does stands between
-/// a client and a model server, and serves both; with one share it is cut off, at nearly every request, by whom it just woke.
-const NICENESS: i32 = -2;
+/// The niceness of a thread: more than two usual shares of a core that it has to share. What it does stands between a client and
+/// a model server, and serves both; with one share it is cut off, at nearly every request, by whom it just woke.
+const NICENESS: i32 = -4;
 
 /// A connection that was let in.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Worker {
             .spawn(move || {
                 pool::adopt(shard);
                 // Where the system does not let it, it works as well, if a little later.
-                if let Err(err) = rustix::process::setpriority_process(None, NICENESS) {
+                if let Err(err) = mesh_io::thread::serve_in_turn(NICENESS) {
                     tracing::debug!(%err, "the gateway's threads have the usual priority");
                 }
                 runtime.block_on(work(waiting, &counter, &cancel));
