@@ -3,6 +3,7 @@
 mod abuse;
 mod cancel;
 mod choice;
+mod connection;
 mod door;
 mod guest;
 mod protocol;
