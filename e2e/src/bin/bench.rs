@@ -170,7 +170,8 @@ const PARTS: &[Part] = &[
         name: "gateway",
         about: "A stand-in model server that answers at once, or streams 64 chunks, one each 2 ms. Clients, model server and gateways share \
                 one core; clients are closed loops over kept connections. Added times and CPU are against the direct way of the same \
-                block, in the same round.",
+                block, in the same round. The threads of meshd's gateway have the priority that they give themselves and the packages \
+                let them have (batch, nice -4); all else has the usual one.",
         run: |effort| {
             gateway::run(
                 gateway::Effort {
