@@ -1,4 +1,5 @@
-//! `make bench`: the data plane, names and gateways beside others; writes `docs/benchmarks.md`. `bench [--quick] [PART]…`.
+//! `make bench`: the data plane, names and gateways beside others; writes `docs/benchmarks.md`. `bench [--quick]
+//! [--rounds N] [PART]…`.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result is what it prints")]
 
@@ -192,7 +193,16 @@ fn main() -> Result<()> {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
     let n_args = wanted.len();
     wanted.retain(|arg| arg != "--quick");
-    let effort = if wanted.len() < n_args { QUICK } else { FULL };
+    let mut effort = if wanted.len() < n_args { QUICK } else { FULL };
+    let mut option = if effort.is_quick { "--quick " } else { "" }.to_owned();
+    if let Some(at) = wanted.iter().position(|arg| arg == "--rounds") {
+        let told = wanted.drain(at..(at + 2).min(wanted.len())).nth(1);
+        let n_rounds = told.as_deref().and_then(|n| n.parse().ok());
+        effort.n_rounds = n_rounds
+            .filter(|n| *n > 0)
+            .context("--rounds takes a number from 1 on, as in: bench --rounds 5 gateway")?;
+        option += &format!("--rounds {} ", effort.n_rounds);
+    }
     let names: Vec<_> = PARTS.iter().map(|part| part.name).collect();
     if let Some(other) = wanted.iter().find(|word| !names.contains(&word.as_str())) {
         bail!("no part {other}; there are {}", names.join(", "));
@@ -210,7 +220,6 @@ fn main() -> Result<()> {
         let outcome = (part.run)(effort).with_context(|| part.name)?;
         let verdicts = bar::table(&outcome.bars);
         println!("{}\n\n{}\n{verdicts}", part.name, outcome.text);
-        let option = if effort.is_quick { "--quick " } else { "" };
         let block = format!(
             "{}\n\nMeasured {} by `target/release/bench {option}{}`, {} rounds.\n\n{}\n{verdicts}",
             part.about,
