@@ -340,6 +340,8 @@ pub(crate) async fn infer(
     }
     let share = core.share();
     let asker = Asker::of(view, guest).ok_or_else(no_guest)?;
+    // It may have closed while the body came.
+    terms::check_open(share.closed.as_ref(), asker.account, SystemTime::now)?;
     let catalog = core.catalog(view);
     let names = Names::new(&share, &catalog, &view.netmap.node.name);
     let shared = names.resolve(Some(route), clean::model_of(&body)?, alias)?;

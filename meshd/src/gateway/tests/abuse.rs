@@ -483,6 +483,30 @@ async fn more_than_a_guest_may_have_at_once_waits() {
 }
 
 #[tokio::test]
+async fn a_door_that_closes_while_a_body_is_on_its_way_lets_it_reach_nobody() {
+    let backend = Backend::start().await;
+    let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
+    let request = post("/v1/chat/completions", ASK);
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let head = head.replace(
+        "\r\nContent-Length",
+        "\r\nExpect: 100-continue\r\nContent-Length",
+    );
+    let mut client = node.door(2, &format!("{head}\r\n\r\n")).await;
+    // Only one who was let in is asked for its body.
+    client.until("100 Continue").await;
+    node.share.send_modify(|status| {
+        *status = Arc::new(InventoryStatus {
+            closed: Some(mesh_proto::door::Closed::GpuInUse),
+            ..InventoryStatus::clone(status)
+        });
+    });
+    client.stream.write_all(body.as_bytes()).await.unwrap();
+    client.until("HTTP/1.1 503 ").await;
+    assert!(backend.is_untouched().await);
+}
+
+#[tokio::test]
 async fn a_closed_door_opens_for_the_owner_alone() {
     let backend = Backend::start().await;
     let node = Node::sharing(vec![(ollama("tiny"), &backend)]);
