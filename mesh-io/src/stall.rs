@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::wait::owned;
+use crate::wait::{check, owned};
 
 /// Fires once each period, and says how late that was.
 #[derive(Debug)]
@@ -89,10 +89,7 @@ impl StallTimer {
                 std::ptr::null_mut(),
             )
         };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        check(result)
     }
 }
 
@@ -115,9 +112,7 @@ fn boot_time() -> io::Result<Duration> {
         tv_nsec: 0,
     };
     // SAFETY: the pointer is that of `now`.
-    if unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    check(unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) })?;
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
     let nanos = u32::try_from(now.tv_nsec).unwrap_or_default();
     Ok(Duration::new(seconds, nanos))

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::wait::check;
+
 /// Makes the calling thread one that stands between other programs and serves them in turn, for good.
 ///
 /// It lets whom it is woken by go on first (`SCHED_BATCH`), so that what comes together is worked in one go; and it is as nice to
@@ -12,18 +14,10 @@ use std::io;
 pub fn serve_in_turn(niceness: i32) -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: `param` is valid for the call; 0 is the calling thread.
-    let batch = done(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const param) });
+    let batch = check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const param) });
     // SAFETY: it takes numbers alone. On Linux, 0 is the calling thread here too.
-    let nice = done(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) });
+    let nice = check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) });
     batch.and(nice)
-}
-
-fn done(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 #[cfg(test)]

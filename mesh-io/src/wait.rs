@@ -191,10 +191,7 @@ impl Poller {
                 &raw mut event,
             )
         };
-        if rc < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        check(rc)
     }
 
     /// Sleeps until something is ready; without a timeout, for as long as it takes. Nothing is ready when the time is up.
@@ -242,10 +239,16 @@ impl Poller {
     }
 }
 
-pub(crate) fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
-    if fd < 0 {
+/// What a call that gives nothing but whether it failed has come to.
+pub(crate) fn check(rc: libc::c_int) -> io::Result<()> {
+    if rc < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+pub(crate) fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
+    check(fd)?;
     // SAFETY: the kernel just gave this descriptor, nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

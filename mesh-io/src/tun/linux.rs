@@ -11,6 +11,7 @@ use libc::{c_char, c_int, c_short, c_uint, ifreq};
 use super::{Tun, TunConfig, TunQueue};
 use crate::TunCapabilities;
 use crate::offload::VIRTIO_HEADER_LEN;
+use crate::wait::check;
 
 const TCP_OFFLOAD: c_uint =
     libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
@@ -153,11 +154,4 @@ fn name_of(request: &ifreq) -> String {
 /// The flags in use are all below 2^15.
 fn short(flags: c_int) -> c_short {
     c_short::try_from(flags).unwrap_or_default()
-}
-
-fn check(rc: c_int) -> io::Result<()> {
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@ use super::{
     to_family,
 };
 use crate::UdpCapabilities;
+use crate::wait::check;
 
 /// Buffers filled by one call at most, when each holds a single datagram.
 const N_BUFFERS: usize = 64;
@@ -512,8 +513,5 @@ fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::R
             socklen(size_of::<c_int>()),
         )
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    check(rc)
 }
