@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use data_encoding::BASE32_NOPAD;
+use data_encoding::{BASE32_NOPAD, Encoding};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
@@ -23,6 +23,17 @@ pub enum IdError {
         /// What it must look like.
         expected: &'static str,
     },
+}
+
+/// Writes bytes in an encoding, in which they have `N` characters. No memory is asked for: usage records hold many of these.
+pub(crate) fn write_encoded<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    encoding: &Encoding,
+    bytes: &[u8],
+) -> fmt::Result {
+    let mut text = [0; N];
+    encoding.encode_mut(bytes, &mut text);
+    f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
 }
 
 macro_rules! text_form {

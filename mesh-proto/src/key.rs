@@ -8,7 +8,7 @@ use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
-use crate::id::text_form;
+use crate::id::{text_form, write_encoded};
 
 /// Why a key or signature was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,10 +53,8 @@ macro_rules! public_key {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut text = [0; 43];
-                BASE64URL_NOPAD.encode_mut(&self.0, &mut text);
                 f.write_str($prefix)?;
-                f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+                write_encoded::<43>(f, &BASE64URL_NOPAD, &self.0)
             }
         }
 

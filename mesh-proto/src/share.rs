@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::id::{UserId, UserName, text_form};
+use crate::id::{UserId, UserName, text_form, write_encoded};
 
 /// All that one host shares. Sent whole on each change; an empty `models` means that it shares nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -262,10 +262,8 @@ impl std::str::FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 64];
-        data_encoding::HEXLOWER.encode_mut(&self.0, &mut text);
         f.write_str("sha256:")?;
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        write_encoded::<64>(f, &data_encoding::HEXLOWER, &self.0)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::id::{NetworkId, NodeId, UserId, UserName, text_form};
+use crate::id::{NetworkId, NodeId, UserId, UserName, text_form, write_encoded};
 use crate::key::NodeKey;
 use crate::share::Digest;
 
@@ -41,9 +41,7 @@ impl std::str::FromStr for Random16 {
 
 impl fmt::Display for Random16 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 32];
-        data_encoding::HEXLOWER.encode_mut(&self.0, &mut text);
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        write_encoded::<32>(f, &data_encoding::HEXLOWER, &self.0)
     }
 }
 
