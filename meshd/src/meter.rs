@@ -65,6 +65,17 @@ struct Book {
     is_failing: bool,
 }
 
+impl Book {
+    /// How many records the disk does not take. What came within the last second is on its way, as always.
+    fn n_unwritten(&self) -> usize {
+        if self.is_failing {
+            self.lines.n_records()
+        } else {
+            0
+        }
+    }
+}
+
 impl Inbox {
     fn with(totals: Totals) -> Self {
         let book = Book {
@@ -91,9 +102,7 @@ impl UsageSink for Inbox {
         };
         let is_much = n_bytes_before < WRITTEN_AT_ONCE && lines.n_bytes() >= WRITTEN_AT_ONCE;
         drop(book);
-        if n_lost > 0 {
-            metrics::counter!(USAGE_LOST).increment(n_lost as u64);
-        }
+        lost(n_lost);
         if n_before == 0 || is_much {
             self.0.came.notify_one();
         }
@@ -139,19 +148,13 @@ impl Meter {
     #[must_use]
     pub fn report(&self, n_days: u32) -> UsageReport {
         let book = lock(&self.inbox.0.book);
-        // What came within the last second is on its way, as always.
-        let n_unwritten = if book.is_failing {
-            book.lines.n_records()
-        } else {
-            0
-        };
         let today = totals::day_of(SystemTime::now());
         UsageReport {
             n_days,
             rows: book
                 .totals
                 .rows(today.saturating_sub(u64::from(n_days.max(1)) - 1)),
-            n_unwritten: u64::try_from(n_unwritten).unwrap_or(u64::MAX),
+            n_unwritten: u64::try_from(book.n_unwritten()).unwrap_or(u64::MAX),
         }
     }
 
@@ -167,6 +170,12 @@ impl Meter {
         {
             tracing::error!("the meter's task broke");
         }
+    }
+}
+
+fn lost(n: usize) {
+    if n > 0 {
+        metrics::counter!(USAGE_LOST).increment(n as u64);
     }
 }
 
@@ -196,7 +205,6 @@ struct Writer {
     save_at: Instant,
     /// Whether the sums are not those that were saved last.
     is_changed: bool,
-    is_failing: bool,
 }
 
 impl Writer {
@@ -206,7 +214,6 @@ impl Writer {
             shared: Arc::clone(&inbox.0),
             save_at: Instant::now() + SAVE_EVERY,
             is_changed: false,
-            is_failing: false,
         }
     }
 
@@ -215,7 +222,8 @@ impl Writer {
         loop {
             // While nothing came and nothing waits, nobody is woken.
             let wait = async {
-                if self.is_failing {
+                let is_failing = lock(&shared.book).is_failing;
+                if is_failing {
                     tokio::time::sleep(RETRY_AFTER).await;
                 } else if self.is_changed {
                     tokio::select! {
@@ -265,28 +273,15 @@ impl Writer {
             return;
         };
         self.spool = spool;
-        match appended.and(saved) {
-            Ok(()) => {
-                if self.is_failing {
-                    tracing::info!("usage records are written again");
-                }
-                self.is_failing = false;
-                if saves {
-                    self.is_changed = false;
-                    self.save_at = now + SAVE_EVERY;
-                }
-            }
-            Err(err) => {
-                if !self.is_failing {
-                    tracing::warn!(%err, "usage records cannot be written; serving goes on, and they wait for room");
-                }
-                self.is_failing = true;
-            }
-        }
         let n_written: usize = written.iter().map(Block::n_records).sum();
         metrics::counter!(USAGE_WRITTEN).increment(n_written as u64);
+        let done = appended.and(saved);
+        if saves && done.is_ok() {
+            self.is_changed = false;
+            self.save_at = now + SAVE_EVERY;
+        }
         let mut book = lock(&self.shared.book);
-        book.is_failing = self.is_failing;
+        let was_failing = std::mem::replace(&mut book.is_failing, done.is_err());
         book.lines.put_back(unwritten);
         let n_lost = book.lines.shorten(N_UNWRITTEN_MAX);
         if written.len() <= 1 {
@@ -296,8 +291,13 @@ impl Writer {
             book.lines.reuse(block);
         }
         drop(book);
-        if n_lost > 0 {
-            metrics::counter!(USAGE_LOST).increment(n_lost as u64);
+        lost(n_lost);
+        match done {
+            Ok(()) if was_failing => tracing::info!("usage records are written again"),
+            Err(err) if !was_failing => {
+                tracing::warn!(%err, "usage records cannot be written; serving goes on, and they wait for room");
+            }
+            Ok(()) | Err(_) => {}
         }
     }
 }

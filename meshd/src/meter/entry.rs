@@ -166,23 +166,16 @@ impl Subjects {
     }
 
     fn record(&self, entry: Entry) -> Option<UsageRecord> {
-        let Subject {
-            version,
-            network_id,
-            client,
-            host,
-            model,
-            digest,
-        } = self.numbered.get(entry.of)?.clone();
+        let subject = self.numbered.get(entry.of)?.clone();
         Some(UsageRecord {
-            version,
-            network_id,
+            version: subject.version,
+            network_id: subject.network_id,
             rid: entry.rid,
             nonce: entry.nonce,
-            client,
-            host,
-            model,
-            digest,
+            client: subject.client,
+            host: subject.host,
+            model: subject.model,
+            digest: subject.digest,
             endpoint: entry.endpoint,
             prompt_tokens: entry.prompt_tokens,
             output_tokens: entry.output_tokens,
